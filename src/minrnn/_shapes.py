@@ -1,0 +1,40 @@
+"""The letters of every shape in this package, their tensor types, and the one helper that checks shapes at public doors.
+
+B batch, T time, D model width, H hidden width, N state size per channel.
+"""
+
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Inexact, Int
+from torch import Tensor
+
+Series: TypeAlias = Inexact[Tensor, "B T H"]
+Projection: TypeAlias = Inexact[Tensor, "B T P"]  # P = 2H (minGRU) or 3H (minLSTM)
+State: TypeAlias = Inexact[Tensor, "B H"]
+Reset: TypeAlias = Bool[Tensor, "B T"]
+Lengths: TypeAlias = Int[Tensor, " B"]
+
+# A batch given as (T, B, *) and viewed as (B, T, *) keeps its layout: results are laid out as their input is.
+
+
+def shape_error(door: str, name: str, letters: str, wanted: object, got: object) -> ValueError:
+    """The one form of a shape complaint: who, which argument, what was wanted, what came."""
+    return ValueError(f"{door}: {name} must be {letters} = {wanted}, got {got}")
+
+
+def check_shape(door: str, name: str, tensor: Tensor, letters: str, wanted: tuple[int, ...]) -> None:
+    """Raise ValueError unless `tensor` has exactly the shape `wanted`."""
+    if tuple(tensor.shape) != wanted:
+        raise shape_error(door, name, letters, wanted, tuple(tensor.shape))
+
+
+def check_tensor(door: str, name: str, tensor: object) -> None:
+    """Raise TypeError unless `tensor` is a torch.Tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{door}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a recurrent state is kept: float32 for 16-bit input, otherwise the input's own."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype

@@ -1,0 +1,78 @@
+"""Which backend serves a tensor. It follows from the tensor's device and dtype; `MINRNN_BACKEND` or an argument forces one."""
+
+import os
+import warnings
+
+import torch
+from torch import Tensor
+
+from minrnn.ops import native
+
+BACKENDS = ("native", "parallel", "reference")
+_COMPLEX = (torch.complex64, torch.complex128)
+_REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+_last: str | None = None
+_warned = False
+
+
+def why_not(backend: str, tensor: Tensor) -> str | None:
+    """One sentence that says why `backend` cannot serve `tensor`, or None if it can."""
+    if backend != "native":
+        return None
+    if tensor.device.type != "cpu":
+        return f"the native backend serves CPU tensors, got one on {tensor.device}"
+    return native.unavailable()
+
+
+def choose(forced: str | None, tensor: Tensor, door: str) -> str:
+    """The backend for `tensor`: the forced one, or the fastest that serves its device.
+
+    Raises ValueError for a name that is not a backend, and for a forced backend that cannot serve the tensor.
+    """
+    forced = forced or os.environ.get("MINRNN_BACKEND")
+    if forced:
+        if forced not in BACKENDS:
+            raise ValueError(f"{door}: backend must be one of {BACKENDS}, got {forced!r}")
+        reason = why_not(forced, tensor)
+        if reason:
+            raise ValueError(f"{door}: backend {forced!r} was asked for, but {reason}")
+        return _ran(forced)
+    if tensor.device.type == "cpu":
+        reason = native.unavailable()
+        if reason is None:
+            return _ran("native")
+        _warn_once(f"minrnn runs on plain PyTorch, several times slower than its C library, because {reason}")
+    return _ran("parallel")
+
+
+def last_backend() -> str | None:
+    """The backend that the latest scan in this process ran on, or None before the first."""
+    return _last
+
+
+def describe() -> dict[str, str]:
+    """What each backend says of itself, for `minrnn info`."""
+    return {
+        "native": native.unavailable() or f"in use for CPU tensors ({native.describe()})",
+        "parallel": "in use for every other device" + ("" if native.unavailable() is None else ", and for CPU tensors"),
+        "reference": "the step loop: on request only",
+    }
+
+
+def supported(dtype: torch.dtype, *, real: bool) -> bool:
+    """Whether the scans take this dtype."""
+    return dtype in _REAL or (not real and dtype in _COMPLEX)
+
+
+def _ran(backend: str) -> str:
+    global _last
+    _last = backend
+    return backend
+
+
+def _warn_once(message: str) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(message, RuntimeWarning, stacklevel=2)

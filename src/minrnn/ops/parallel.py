@@ -1,0 +1,80 @@
+"""The scan in plain PyTorch, parallel over time, for any device: MPS, XPU, a CPU without the C library.
+
+Neighbouring steps are composed, (a2, b2) after (a1, b1) = (a2 a1, a2 b1 + b2), the half as long scan is solved by the same rule, and the
+steps between are filled in: O(T) work in O(log T) passes (Blelloch 1990, in the odd-even form). No logarithms, no running products over
+more than what a step needs.
+"""
+
+import torch
+from torch import Tensor
+
+
+def scan(
+    coeffs: Tensor,
+    values: Tensor,
+    initial: Tensor | None = None,
+    *,
+    reset: Tensor | None = None,
+    restart: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """As reference.scan, but not differentiable by itself: the rules are in scan.py."""
+    batch, time, hidden = values.shape
+    if initial is None:
+        initial = values.new_zeros(batch, hidden)
+    if time == 0:
+        return torch.zeros_like(values), initial.clone()
+    coeffs = coeffs.expand(values.shape)
+    padding = None
+    if lengths is not None:  # padding hands the state on
+        padding = padded_steps(lengths, time)
+        coeffs = torch.where(padding, torch.ones_like(coeffs), coeffs)
+        values = torch.where(padding, torch.zeros_like(values), values)
+    cut = None
+    if reset is not None:
+        cut = reset[..., None] if padding is None else reset[..., None] & ~padding
+        if restart is not None:
+            values = torch.where(cut, coeffs * restart[:, None] + values, values)
+    if reverse:
+        coeffs, values = coeffs.flip(1), values.flip(1)
+        cut = None if cut is None else cut.flip(1)
+    # The first step takes in the initial state; a cut there would drop it.
+    first = coeffs[:, :1] * initial[:, None] + values[:, :1]
+    if cut is not None:
+        first = torch.where(cut[:, :1], values[:, :1], first)
+    hidden_states = _solve(coeffs, torch.cat([first, values[:, 1:]], 1), cut)
+    last = hidden_states[:, -1].clone()
+    if reverse:
+        hidden_states = hidden_states.flip(1)
+    if padding is not None:
+        hidden_states = hidden_states.masked_fill(padding, 0)
+    return hidden_states, last
+
+
+def padded_steps(lengths: Tensor, time: int) -> Tensor:
+    """The steps at or beyond each length, (B, T, 1) bool."""
+    return torch.arange(time, device=lengths.device)[None, :, None] >= lengths[:, None, None]
+
+
+def _solve(coeffs: Tensor, values: Tensor, cut: Tensor | None) -> Tensor:
+    """h_0 = b_0, h_t = a_t h_{t-1} + b_t, where a step with `cut` takes nothing from before, by selection."""
+    time = values.shape[1]
+    if time == 1:
+        return values
+    even = slice(0, time - time % 2, 2)
+    a1, a2, b1, b2 = coeffs[:, even], coeffs[:, 1::2], values[:, even], values[:, 1::2]
+    pair_coeffs, pair_values, pair_cut = a2 * a1, a2 * b1 + b2, None
+    if cut is not None:
+        cut1, cut2 = cut[:, even], cut[:, 1::2]
+        pair_values = torch.where(cut2, b2, pair_values)
+        pair_cut = cut1 | cut2
+    odd_states = _solve(pair_coeffs, pair_values, pair_cut)
+    states = torch.empty_like(values)
+    states[:, 1::2] = odd_states
+    states[:, 0] = values[:, 0]
+    later = slice(2, None, 2)
+    carried = odd_states[:, : (time - 1) // 2]
+    filled = coeffs[:, later] * carried + values[:, later]
+    states[:, later] = filled if cut is None else torch.where(cut[:, later], values[:, later], filled)
+    return states

@@ -1,0 +1,47 @@
+"""The step loop: the definition of every scan in this package, and the oracle of its tests.
+
+Any dtype, any device, differentiable by PyTorch's own autograd: nothing here shares a rule with the fast backends.
+"""
+
+import torch
+from torch import Tensor
+
+from minrnn.ops import gates as _gates
+
+
+def scan(
+    coeffs: Tensor,
+    values: Tensor,
+    initial: Tensor | None = None,
+    *,
+    reset: Tensor | None = None,
+    restart: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """h_t = a_t h_{t-1} + b_t, one step after the other.
+
+    Args: `coeffs` broadcastable to (B, T, H), `values` (B, T, H), `initial` and `restart` (B, H) or None for zeros, `reset` bool
+    (B, T), `lengths` int (B,). Returns: h (B, T, H), zero beyond a length, and the last state (B, H).
+    """
+    batch, time, hidden = values.shape
+    coeffs = coeffs.expand(values.shape)
+    state = values.new_zeros(batch, hidden) if initial is None else initial
+    restart = torch.zeros_like(state) if restart is None else restart
+    outputs: list[Tensor] = [state] * time
+    for t in reversed(range(time)) if reverse else range(time):
+        carried = state if reset is None else torch.where(reset[:, t, None], restart, state)
+        new = coeffs[:, t] * carried + values[:, t]
+        if lengths is None:
+            outputs[t] = state = new
+        else:
+            valid = (t < lengths)[:, None]
+            state = torch.where(valid, new, state)
+            outputs[t] = torch.where(valid, new, torch.zeros_like(new))
+    return (torch.stack(outputs, 1) if time else torch.zeros_like(values)), state
+
+
+def gated_scan(projection: Tensor, gates: str, activation: str, initial: Tensor | None, **rest) -> tuple[Tensor, Tensor]:
+    """The fused scans by their definition: gates, then the loop."""
+    coeffs, values = _gates.coefficients(projection, gates, activation)
+    return scan(coeffs, values, initial, **rest)
