@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._functorch import eager_transforms
 
 from minrnn._shapes import accumulate_dtype, check_shape, check_tensor, shape_error
 from minrnn.ops import backends, gates as gating, native, parallel, reference
@@ -232,7 +233,7 @@ def _forward(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
     source, values, initial, reset, restart, lengths = inputs
     like = source if values is None else values
     backend = backends.choose(spec.backend, like, spec.door)
-    if backend == "native":
+    if backend == "native" and eager_transforms.JVP_NESTING <= 1:
         return native.forward(inputs, spec.gates, spec.activation, spec.reverse)
     keep = accumulate_dtype(like.dtype)
     if spec.gates is None:
@@ -243,13 +244,25 @@ def _forward(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
     hidden, last = engine(
         coeffs, values, initial, reset=reset, restart=restart, lengths=lengths, reverse=spec.reverse
     )
-    return laid_out_like(like, hidden.shape[2], like.dtype).copy_(hidden), last
+    return _laid_out(hidden, like), last
+
+
+def _laid_out(series: Tensor, like: Tensor) -> Tensor:
+    """`series` in the dtype and the memory order of `like`."""
+    series = series.to(like.dtype)
+    if _time_major(like):
+        return series.transpose(0, 1).contiguous().transpose(0, 1)
+    return series.contiguous()
+
+
+def _time_major(like: Tensor) -> bool:
+    return like.stride(0) < like.stride(1)
 
 
 def laid_out_like(like: Tensor, hidden: int, dtype: torch.dtype) -> Tensor:
     """An empty (B, T, hidden) in the memory order of `like`: time-major if `like` is."""
     batch, time, _ = like.shape
-    if like.stride(0) < like.stride(1):
+    if _time_major(like):
         return torch.empty((time, batch, hidden), dtype=dtype, device=like.device).transpose(0, 1)
     return torch.empty((batch, time, hidden), dtype=dtype, device=like.device)
 
@@ -310,8 +323,10 @@ class _Adjoint:
         keep, time = self.hidden.dtype, self.hidden.shape[1]
         grads = torch.zeros_like(self.hidden) if grad_hidden is None else grad_hidden.to(keep)
         if time == 0:
-            empty = torch.zeros_like(self.source)
-            return empty, None if self.values is None else torch.zeros_like(self.values), grad_last, self._like_restart()
+            nothing = [None if x is None else torch.zeros_like(x) for x in (self.source, self.values, self.initial, self.restart)]
+            if self.initial is not None and grad_last is not None:
+                nothing[2] = grad_last.clone()
+            return tuple(nothing)
         if self.padding is not None:
             grads = torch.where(self.padding, torch.zeros_like(grads), grads)
         if grad_last is not None:
@@ -340,9 +355,6 @@ class _Adjoint:
             block = b_part if a_part is None else a_part if b_part is None else a_part + b_part
             blocks.append(block if self.padding is None else torch.where(self.padding, torch.zeros_like(block), block))
         return torch.cat(blocks, -1).to(self.source.dtype), None, grad_initial, grad_restart
-
-    def _like_restart(self) -> Tensor | None:
-        return None if self.restart is None else torch.zeros_like(self.restart)
 
     def tangents(self, source: Tensor | None, values: Tensor | None, initial: Tensor | None, restart: Tensor | None):
         """The tangents of (h, last): the scan of the perturbed recurrence, da_t h_{t-1} + db_t."""
@@ -389,7 +401,8 @@ def _call(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
     inputs = tuple(_dense(x) if i < 2 else x for i, x in enumerate(inputs))
     if torch.compiler.is_compiling():
         return torch.ops.minrnn.scan(*inputs, *_plain(spec))
-    if spec.backend == "reference":  # the oracle: PyTorch's own autograd through the loop
+    if spec.backend == "reference" or eager_transforms.JVP_NESTING > 1:
+        # The oracle goes by PyTorch's own rules; and a Function's tangent has, in PyTorch, a zero tangent of its own without a word.
         return _forward(inputs, spec)
     return _Scan.apply(*inputs, spec)
 
@@ -430,21 +443,15 @@ class _Scan(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple, *args):
         """A mapped dimension joins the batch."""
         *tensors, spec = args
+
+        def to_front(tensor: Tensor | None, dim: int | None) -> Tensor | None:
+            return tensor if tensor is None else tensor[None] if dim is None else tensor.movedim(dim, 0)
+
+        source, values, *rest = (to_front(t, d) for t, d in zip(tensors, in_dims[:-1], strict=True))
+        if values is not None:  # coefficients that the whole batch shares are written out
+            source = source.expand(-1, values.shape[1], -1, -1)
         size = info.batch_size
-
-        def fold(tensor: Tensor | None, dim: int | None) -> Tensor | None:
-            if tensor is None:
-                return None
-            tensor = tensor[None].expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            return tensor.flatten(0, 1)
-
-        source, values, *rest = tensors
-        if values is not None and source.shape[:1] != values.shape[:1]:  # coefficients shared by the batch join it first
-            lead = values.shape[0] if in_dims[1] is None else values.movedim(in_dims[1], 0).shape[1]
-            source = source if in_dims[0] is None else source.movedim(in_dims[0], 0)
-            source = source.expand(*source.shape[:-3], lead, *source.shape[-2:])
-            in_dims = (None if in_dims[0] is None else 0, *in_dims[1:])
-        folded = [fold(t, d) for t, d in zip((source, values, *rest), in_dims[:-1], strict=True)]
+        folded = (None if t is None else t.expand(size, *t.shape[1:]).flatten(0, 1) for t in (source, values, *rest))
         hidden, last = _Scan.apply(*folded, spec)
         return (hidden.unflatten(0, (size, -1)), last.unflatten(0, (size, -1))), (0, 0)
 
