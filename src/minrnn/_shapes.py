@@ -15,8 +15,6 @@ State: TypeAlias = Inexact[Tensor, "B H"]
 Reset: TypeAlias = Bool[Tensor, "B T"]
 Lengths: TypeAlias = Int[Tensor, " B"]
 
-# A batch given as (T, B, *) and viewed as (B, T, *) keeps its layout: results are laid out as their input is.
-
 
 def shape_error(door: str, name: str, letters: str, wanted: object, got: object) -> ValueError:
     """The one form of a shape complaint: who, which argument, what was wanted, what came."""
@@ -38,3 +36,16 @@ def check_tensor(door: str, name: str, tensor: object) -> None:
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a recurrent state is kept: float32 for 16-bit input, otherwise the input's own."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def time_major(series: Tensor) -> bool:
+    """Whether a (B, T, *) tensor lies in memory as (T, B, *)."""
+    return series.stride(0) < series.stride(1)
+
+
+def laid_out_like(like: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """An empty (B, T, width) in the memory order of `like`, (B, T, *)."""
+    batch, time, _ = like.shape
+    if time_major(like):
+        return torch.empty((time, batch, width), dtype=dtype, device=like.device).transpose(0, 1)
+    return torch.empty((batch, time, width), dtype=dtype, device=like.device)

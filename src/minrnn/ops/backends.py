@@ -54,7 +54,7 @@ def last_backend() -> str | None:
 def describe() -> dict[str, str]:
     """What each backend says of itself, for `minrnn info`."""
     return {
-        "native": native.unavailable() or f"in use for CPU tensors ({native.describe()})",
+        "native": native.unavailable() or f"in use for CPU tensors (C, {native.instruction_set()})",
         "parallel": "in use for every other device" + ("" if native.unavailable() is None else ", and for CPU tensors"),
         "reference": "the step loop: on request only",
     }

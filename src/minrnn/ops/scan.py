@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._functorch import eager_transforms
 
-from minrnn._shapes import accumulate_dtype, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_shape, check_tensor, laid_out_like, shape_error, time_major
 from minrnn.ops import backends, gates as gating, native, parallel, reference
 
 
@@ -250,21 +250,7 @@ def _forward(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
 def _laid_out(series: Tensor, like: Tensor) -> Tensor:
     """`series` in the dtype and the memory order of `like`."""
     series = series.to(like.dtype)
-    if _time_major(like):
-        return series.transpose(0, 1).contiguous().transpose(0, 1)
-    return series.contiguous()
-
-
-def _time_major(like: Tensor) -> bool:
-    return like.stride(0) < like.stride(1)
-
-
-def laid_out_like(like: Tensor, hidden: int, dtype: torch.dtype) -> Tensor:
-    """An empty (B, T, hidden) in the memory order of `like`: time-major if `like` is."""
-    batch, time, _ = like.shape
-    if _time_major(like):
-        return torch.empty((time, batch, hidden), dtype=dtype, device=like.device).transpose(0, 1)
-    return torch.empty((batch, time, hidden), dtype=dtype, device=like.device)
+    return series.transpose(0, 1).contiguous().transpose(0, 1) if time_major(like) else series.contiguous()
 
 
 def _backward(grad_hidden: Tensor | None, grad_last: Tensor | None, inputs: tuple, hidden: Tensor, spec: Spec) -> tuple:
@@ -398,20 +384,12 @@ def _shift(series: Tensor, first: Tensor, reverse: bool) -> Tensor:
 
 
 def _call(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
-    inputs = tuple(_dense(x) if i < 2 else x for i, x in enumerate(inputs))
     if torch.compiler.is_compiling():
         return torch.ops.minrnn.scan(*inputs, *_plain(spec))
     if spec.backend == "reference" or eager_transforms.JVP_NESTING > 1:
         # The oracle goes by PyTorch's own rules; and a Function's tangent has, in PyTorch, a zero tangent of its own without a word.
         return _forward(inputs, spec)
     return _Scan.apply(*inputs, spec)
-
-
-def _dense(tensor: Tensor | None) -> Tensor | None:
-    """A tensor whose last dimension is contiguous, or broadcast."""
-    if tensor is None or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 or tensor.stride(-1) == 0:
-        return tensor
-    return tensor.contiguous()
 
 
 class _Scan(torch.autograd.Function):
