@@ -1,0 +1,62 @@
+"""replace_rnn: the one-line swap of PyTorch's gated RNNs for the minimal ones."""
+
+import warnings
+from collections.abc import Callable
+
+from torch import nn
+
+from minrnn.layers import MinGRU, MinGRUCell, MinLSTM, MinLSTMCell
+
+_CELL = ("input_size", "hidden_size", "bias")
+_STACK = (*_CELL, "num_layers", "batch_first", "dropout", "bidirectional")
+_SWAPS: dict[type[nn.Module], tuple[Callable[..., nn.Module], tuple[str, ...]]] = {
+    nn.GRU: (MinGRU, _STACK),
+    nn.LSTM: (MinLSTM, (*_STACK, "proj_size")),
+    nn.GRUCell: (MinGRUCell, _CELL),
+    nn.LSTMCell: (MinLSTMCell, _CELL),
+}
+
+
+def replace_rnn(model: nn.Module) -> nn.Module:
+    """Swap every nn.GRU, nn.LSTM, nn.GRUCell and nn.LSTMCell in `model` for its minimal counterpart, in place.
+
+    Each replacement has the same settings, device, dtype, training mode and, parameter by parameter, requires_grad; its
+    weights are fresh, so create the optimiser afterwards. A module that is used in several places stays one module.
+    Subclasses are left as they are and named in a warning: what they change cannot be known here. Hooks on a replaced
+    module go with it.
+
+    Args:
+        model: any module, on any device, "meta" included.
+
+    Returns: `model`, or its replacement if it is such a module itself.
+
+    Raises: TypeError if `model` is not a module.
+
+    Example:
+        >>> model = replace_rnn(nn.Sequential(nn.Embedding(100, 16), nn.GRU(16, 32)))
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"replace_rnn: model must be a torch.nn.Module, got {type(model).__name__}")
+    swapped: dict[nn.Module, nn.Module] = {}
+    left: list[str] = []
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if type(module) in _SWAPS:
+            if module not in swapped:
+                swapped[module] = _counterpart(module)
+            if module is model:
+                return swapped[module]
+            model.set_submodule(path, swapped[module])
+        elif isinstance(module, tuple(_SWAPS)):
+            left.append(f"{path or 'the model itself'} ({type(module).__qualname__})")
+    if left:
+        warnings.warn(f"replace_rnn: left as they are, being subclasses: {', '.join(left)}", stacklevel=2)
+    return model
+
+
+def _counterpart(module: nn.Module) -> nn.Module:
+    create, settings = _SWAPS[type(module)]
+    weight = next(module.parameters())
+    new = create(**{name: getattr(module, name) for name in settings}, device=weight.device, dtype=weight.dtype)
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(getattr(module, name).requires_grad)
+    return new.train(module.training)
