@@ -92,10 +92,12 @@ class Stack(Gated):
         if lengths is not None:
             lengths = self._check_lengths(lengths, batch, time).to(input.device, torch.int64)
         if not batched:
-            input = input[None]
-            initial = None if initial is None else initial[:, None]
-            reset = None if reset is None else reset[None]
-            lengths = None if lengths is None else lengths[None]
+            input, initial, reset, lengths = (
+                input[None],
+                _unsqueeze(initial, 1),
+                _unsqueeze(reset, 0),
+                _unsqueeze(lengths, 0),
+            )
         if reset is not None and not batch_first:
             reset = reset.transpose(0, 1)
         if lengths is not None:
@@ -183,3 +185,7 @@ class Stack(Gated):
             if shortest < 0 or longest > time:
                 raise self._wrong("lengths", f"between 0 and T = {time}", lengths.tolist())
         return lengths
+
+
+def _unsqueeze(tensor: Tensor | None, dim: int) -> Tensor | None:
+    return None if tensor is None else tensor.unsqueeze(dim)
