@@ -28,9 +28,7 @@ INLINE REAL NAME(split)(REAL x, REAL *scale)
     const REAL r = NAME(madd)(n, -LN2_LOW, NAME(madd)(n, -LN2_HIGH, x));
     NAME(pun) power = {.bits = (BITS)((UBITS)(shifted.bits + EXPONENT_BIAS) << MANTISSA)};
     *scale = power.real;
-    REAL p = TAYLOR[0];
-    for (int i = 1; i < (int)(sizeof TAYLOR / sizeof TAYLOR[0]); i++) p = NAME(madd)(p, r, TAYLOR[i]);
-    return NAME(madd)(p * r, r, r); /* p = 1/2! + r/3! + ... */
+    return NAME(madd)(TAYLOR(r) * r, r, r);
 }
 
 INLINE REAL NAME(exp_negative)(REAL x)

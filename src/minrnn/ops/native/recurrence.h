@@ -38,68 +38,89 @@ INLINE FN(inputs) FN(read)(const scan *s, int64_t b, int64_t t, int64_t c)
     return in;
 }
 
-#define LOAD_INPUTS(j)                                                                     \
-    ACC x[INPUTS];                                                                         \
-    for (int i = 0; i < INPUTS; i++) x[i] = LOAD(in.row[i][(j) * (i ? 1 : channel)]);
+#define LOAD_INPUTS                                                           \
+    ACC x[3];                                                                 \
+    x[0] = LOAD(in.row[0][j * channel]), x[1] = LOAD(in.row[1][j]);           \
+    if (INPUTS == 3) x[2] = LOAD(in.row[INPUTS - 1][j]);
+
+/* Element j of the loops below. In functions of their own, because a variable of a simd loop's body whose address is taken would be made
+ * an array, and the loop not vectorised. */
+
+INLINE void FN(step_one)(FN(inputs) in, const ACC *carried, ACC *state, IO *h, int64_t j, const int act, const int64_t channel)
+{
+    LOAD_INPUTS
+    ACC b;
+    const ACC a = GATES(x, act, &b);
+    const ACC new = MADD(a, carried[j], b);
+    state[j] = new;
+    h[j] = STORE(new);
+}
+
+INLINE void FN(compose_one)(FN(inputs) in, ACC *product, ACC *sum, int64_t j, const int act, const int64_t channel)
+{
+    LOAD_INPUTS
+    ACC b;
+    const ACC a = GATES(x, act, &b);
+    sum[j] = MADD(a, sum[j], b);
+    product[j] = a * product[j];
+}
+
+INLINE void FN(step_back_one)(FN(inputs) in, ACC prev, const IO *grad_h, ACC *carry, IO *const *grad_in, int64_t j, const int act,
+                              const int64_t channel)
+{
+    LOAD_INPUTS
+    ACC d[3];
+    const ACC g = LOAD(grad_h[j]) + carry[j];
+    const ACC a = GRADS(x, act, g, prev, d);
+    carry[j] = CONJ(a) * g;
+    grad_in[0][j] = STORE(d[0]);
+    grad_in[1][j] = STORE(d[1]);
+    if (INPUTS == 3) grad_in[2][j] = STORE(d[2]);
+}
+
+INLINE void FN(compose_back_one)(FN(inputs) in, const IO *grad_h, ACC *product, ACC *sum, int64_t j, const int act, const int64_t channel)
+{
+    LOAD_INPUTS
+    ACC b;
+    const ACC a = CONJ(GATES(x, act, &b));
+    sum[j] = a * (sum[j] + LOAD(grad_h[j]));
+    product[j] = a * product[j];
+}
+
+#define SIMD _Pragma("omp simd") for (int64_t j = 0; j < n; j++)
 
 /* One step of n channels: state = a * carried + b, written to h. */
 INLINE void FN(step)(FN(inputs) in, const ACC *carried, ACC *state, IO *h, int64_t n, const int act, const int64_t channel)
 {
-#pragma omp simd
-    for (int64_t j = 0; j < n; j++) {
-        LOAD_INPUTS(j)
-        ACC b;
-        const ACC a = GATES(x, act, &b);
-        state[j] = MADD(a, carried[j], b);
-        h[j] = STORE(state[j]);
-    }
+    SIMD FN(step_one)(in, carried, state, h, j, act, channel);
 }
 
 /* The same step, as a map of whatever comes in: (product, sum) after it. */
 INLINE void FN(compose)(FN(inputs) in, ACC *product, ACC *sum, int64_t n, const int act, const int64_t channel)
 {
-#pragma omp simd
-    for (int64_t j = 0; j < n; j++) {
-        LOAD_INPUTS(j)
-        ACC b;
-        const ACC a = GATES(x, act, &b);
-        sum[j] = MADD(a, sum[j], b);
-        product[j] = a * product[j];
-    }
+    SIMD FN(compose_one)(in, product, sum, j, act, channel);
 }
 
 /* One step back: carry holds dL/d(what step t handed on), and then dL/d(what was carried into step t). */
-#define STEP_BACK(NAME, PREV, READ)                                                                                          \
-    INLINE void FN(NAME)(FN(inputs) in, const PREV *prev, const IO *grad_h, ACC *carry, IO *const *grad_in, int64_t n,       \
-                         const int act, const int64_t channel)                                                               \
-    {                                                                                                                        \
-        IO *const d0 = grad_in[0], *const d1 = grad_in[1], *const d2 = grad_in[2];                                           \
-        _Pragma("omp simd") for (int64_t j = 0; j < n; j++)                                                                  \
-        {                                                                                                                    \
-            LOAD_INPUTS(j)                                                                                                   \
-            ACC d[3];                                                                                                        \
-            const ACC g = LOAD(grad_h[j]) + carry[j];                                                                        \
-            const ACC a = GRADS(x, act, g, READ(prev[j]), d);                                                                \
-            carry[j] = CONJ(a) * g;                                                                                          \
-            d0[j] = STORE(d[0]);                                                                                             \
-            d1[j] = STORE(d[1]);                                                                                             \
-            if (INPUTS == 3) d2[j] = STORE(d[2]);                                                                            \
-        }                                                                                                                    \
-    }
-STEP_BACK(step_back, IO, LOAD)
-STEP_BACK(step_back_first, ACC, )
+INLINE void FN(step_back)(FN(inputs) in, const IO *prev, const IO *grad_h, ACC *carry, IO *const *grad_in, int64_t n, const int act,
+                          const int64_t channel)
+{
+    IO *const own[3] = {grad_in[0], grad_in[1], grad_in[2]};
+    SIMD FN(step_back_one)(in, LOAD(prev[j]), grad_h, carry, own, j, act, channel);
+}
+
+/* The same where what was carried in is no output of a step but a state: at the beginning and at a reset. */
+INLINE void FN(step_back_first)(FN(inputs) in, const ACC *prev, const IO *grad_h, ACC *carry, IO *const *grad_in, int64_t n,
+                                const int act, const int64_t channel)
+{
+    IO *const own[3] = {grad_in[0], grad_in[1], grad_in[2]};
+    SIMD FN(step_back_one)(in, prev[j], grad_h, carry, own, j, act, channel);
+}
 
 /* The adjoint's own recurrence, c <- a (c + grad_t), as a map of whatever comes in. */
 INLINE void FN(compose_back)(FN(inputs) in, const IO *grad_h, ACC *product, ACC *sum, int64_t n, const int act, const int64_t channel)
 {
-#pragma omp simd
-    for (int64_t j = 0; j < n; j++) {
-        LOAD_INPUTS(j)
-        ACC b;
-        const ACC a = CONJ(GATES(x, act, &b));
-        sum[j] = a * (sum[j] + LOAD(grad_h[j]));
-        product[j] = a * product[j];
-    }
+    SIMD FN(compose_back_one)(in, grad_h, product, sum, j, act, channel);
 }
 
 /* Calls body with the activation and the channel stride as constants, so that each loop is compiled for its own. */
@@ -284,5 +305,5 @@ static int FN(run)(const scan *s, int back)
 #undef AT
 #undef STATE
 #undef LOAD_INPUTS
-#undef STEP_BACK
+#undef SIMD
 #undef SPECIALIZE

@@ -11,17 +11,20 @@
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
 
-/* 1/k! from high order to low, down to 1/2!. */
-static const float taylor_f32[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f};
-static const double taylor_f64[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320,
-                                    1.0 / 5040,       1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5};
+/* 1/2! + r/3! + r^2/4! + ...: (exp(r) - 1 - r) / r^2 for |r| <= ln(2)/2, to the type's precision. Horner's rule from the inside. */
+#define MADD32(p, k) madd_f32(p, r, 1.0f / k)
+#define MADD64(p, k) madd_f64(p, r, 1.0 / k)
+#define TAYLOR32(r) MADD32(MADD32(MADD32(MADD32(MADD32(1.0f / 5040, 720), 120), 24), 6), 2)
+#define TAYLOR64(r)                                                                                                                  \
+    MADD64(MADD64(MADD64(MADD64(MADD64(MADD64(MADD64(MADD64(MADD64(MADD64(MADD64(1.0 / 6227020800, 479001600), 39916800), 3628800), \
+                                                            362880), 40320), 5040), 720), 120), 24), 6), 2)
 
 #define REAL float
 #define BITS int32_t
 #define UBITS uint32_t
 #define NAME(x) JOIN(x, f32)
 #define BUILTIN(x) __builtin_##x##f
-#define TAYLOR taylor_f32
+#define TAYLOR TAYLOR32
 #define ROUNDER 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
 #define EXPONENT_BIAS (127 - 0x4b400000)
 #define MANTISSA 23
@@ -47,7 +50,7 @@ static const double taylor_f64[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 399
 #define UBITS uint64_t
 #define NAME(x) JOIN(x, f64)
 #define BUILTIN(x) __builtin_##x
-#define TAYLOR taylor_f64
+#define TAYLOR TAYLOR64
 #define ROUNDER 6755399441055744.0 /* 1.5 * 2^52 */
 #define EXPONENT_BIAS (1023 - 0x4338000000000000)
 #define MANTISSA 52
