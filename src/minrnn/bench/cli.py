@@ -1,0 +1,98 @@
+"""The command line of `minrnn bench`."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from minrnn.bench import facts, report, sweep, table
+from minrnn.bench.systems import DTYPES, SYSTEMS, Workload
+
+DEFAULT_LENGTHS = (128, 256, 512, 1024, 2048, 4096)
+SWEEP_ONLY = {"batch", "lengths", "input_size", "hidden_size", "layers", "dtype", "systems"}
+EPILOG = f"""\
+Measured: forward + backward with the same output gradient for all, systems alternated round by round in one
+process, medians and quartiles; peak memory of one step in a fresh process each. {facts.HUGE_PAGES}=1
+in the environment gives torch's allocator huge pages, for all systems alike; the result says which it was.
+Systems: {", ".join(SYSTEMS)}.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `minrnn bench` with these arguments (None: those of the process) and return its exit status.
+
+    0: done; 1: a line of `--table` was not met. Bad arguments exit with 2 and a sentence, as argparse does.
+    """
+    parser = _parser()
+    given = vars(parser.parse_args(argv))  # only what was given: nothing that --table would ignore passes unnoticed
+    directory, repeats = given.get("out", Path("minrnn-bench")), given.get("repeats", 15)
+    as_table = given.get("table", False)
+    if ignored := given.keys() & (SWEEP_ONLY if as_table else {"rows"}):
+        flag = "--" + sorted(ignored)[0].replace("_", "-")
+        parser.error(f"{flag} has no meaning {'with' if as_table else 'without'} --table")
+    if "threads" in given:
+        torch.set_num_threads(given["threads"])
+    if as_table:
+        plan = table.Plan(repeats, given.get("first_layer", False))
+        return 0 if table.run(given.get("rows"), plan, directory / f"{facts.machine()}.json") else 1
+    names = given.get("systems", [name for name, system in SYSTEMS.items() if not system.missing()])
+    for name in names:
+        if reason := SYSTEMS[name].missing():
+            parser.error(f"argument --systems: {reason}")
+    fields = ("batch", "input_size", "hidden_size", "layers", "dtype", "first_layer")
+    lengths = tuple(given.get("lengths", DEFAULT_LENGTHS))
+    load = Workload(**{name: given[name] for name in fields if name in given})
+    stem = directory / f"{facts.machine()}-lengths"
+    result = sweep.run(sweep.Sweep(load, lengths, tuple(names), repeats), stem.with_suffix(".json"))
+    report.say(f"wrote {stem.with_suffix('.json')}")
+    if importlib.util.find_spec("matplotlib"):
+        report.draw(stem.with_suffix(".png"), result)
+        report.say(f"wrote {stem.with_suffix('.png')}")
+    else:
+        report.say("no figure: matplotlib is not installed (pip install minrnn[train])")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "minrnn bench",
+        description="Time and peak memory of a training step against length: minrnn's layers, torch's and others.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    defaults = Workload()
+
+    def number(flag: str, default: object, text: str) -> None:
+        parser.add_argument(flag, type=_positive, metavar="N", help=f"{text} (default {default})")
+
+    number("--batch", defaults.batch, "sequences in a batch")
+    text = f"lengths to measure (default {' '.join(map(str, DEFAULT_LENGTHS))})"
+    parser.add_argument("--lengths", type=_positive, nargs="+", metavar="N", help=text)
+    number("--input-size", defaults.input_size, "width of the input")
+    number("--hidden-size", defaults.hidden_size, "width of the state")
+    number("--layers", defaults.layers, "layers")
+    text = f"bfloat16 and float16: under autocast, with float32 weights (default {defaults.dtype})"
+    parser.add_argument("--dtype", choices=list(DTYPES), help=text)
+    text = "the input needs no gradient, as in a network's first layer (default: it does)"
+    parser.add_argument("--first-layer", action="store_true", help=text)
+    text = "what to compare; limits come by themselves (default: all that are installed)"
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), metavar="NAME", help=text)
+    number("--threads", "torch's", "threads")
+    number("--repeats", 15, "paired repeats; slow systems get fewer")
+    text = "where the JSON and the figure go (default minrnn-bench)"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=text)
+    text = "measure the table of what minrnn promises instead; goes on where an earlier run stopped"
+    parser.add_argument("--table", action="store_true", help=text)
+    text = f"with --table: only these rows, again if need be ({', '.join(table.ROWS)})"
+    parser.add_argument("--rows", nargs="+", choices=list(table.ROWS), metavar="ROW", help=text)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return number

@@ -1,0 +1,123 @@
+"""How time, memory and bandwidth are measured: alternated rounds, paired ratios, peak memory in a fresh process."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from minrnn.bench.systems import Workload, build
+
+MEGABYTE = 1e6
+LEAST_ROUNDS = 3
+PEAK_MEMORY = "from minrnn.bench import memory; memory.main()"
+Times = dict[str, list[float]]  # seconds, one for each round that the system took part in
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Median and quartiles of `count` numbers."""
+
+    median: float
+    q1: float
+    q3: float
+    count: int
+
+    @classmethod
+    def of(cls, numbers: list[float]) -> "Summary":
+        if len(numbers) == 1:
+            return cls(numbers[0], numbers[0], numbers[0], 1)
+        q1, median, q3 = statistics.quantiles(numbers, n=4, method="inclusive")
+        return cls(median, q1, q3, len(numbers))
+
+
+def alternate(steps: Mapping[str, Callable[[], object]], rounds: int, budget: float | None = None) -> Times:
+    """Run the steps in turn, `rounds` times after one warm-up round, every second round backwards.
+
+    A machine that slows down for a while then slows all sides, and `ratio` compares only what ran in the same round.
+    A step that has used up its `budget` of seconds drops out once it has `LEAST_ROUNDS` rounds.
+    """
+    times: Times = {name: [] for name in steps}
+    spent = dict.fromkeys(steps, 0.0)
+    for step in steps.values():
+        step()
+    for turn in range(rounds):
+        names = list(steps) if turn % 2 == 0 else list(steps)[::-1]
+        for name in names:
+            if budget is not None and turn >= LEAST_ROUNDS and spent[name] > budget:
+                continue
+            begin = time.perf_counter()
+            steps[name]()
+            elapsed = time.perf_counter() - begin
+            times[name].append(elapsed)
+            spent[name] += elapsed
+    return times
+
+
+def ratio(times: Times, above: str, below: str) -> Summary:
+    """Summary of the paired ratios time(above) / time(below), over the rounds in which both ran."""
+    return Summary.of([a / b for a, b in zip(times[above], times[below], strict=False)])
+
+
+class Gradients(dict[tuple, Tensor]):
+    """Output gradients, made once and shared: every system of a comparison is given the very same tensor."""
+
+    def like(self, output: Tensor) -> Tensor:
+        key = (output.shape, output.dtype)
+        if key not in self:
+            self[key] = torch.randn(output.shape, dtype=output.dtype)
+        return self[key]
+
+
+def outputs(module: nn.Module, input: Tensor, load: Workload) -> list[Tensor]:
+    """The output of a layer, without its state, or all outputs of `Products`."""
+    with torch.autocast("cpu", torch.float16 if load.dtype == "float16" else torch.bfloat16, enabled=load.autocasts):
+        result = module(input)
+    if isinstance(result, tuple):
+        result = result[0]
+    return result if isinstance(result, list) else [result]
+
+
+def training_step(module: nn.Module, input: Tensor, gradients: Gradients, load: Workload) -> Callable[[], None]:
+    """Forward and backward of a module; fresh gradients of the weights and, if it needs one, of the input."""
+
+    def step() -> None:
+        module.zero_grad(set_to_none=True)
+        input.grad = None
+        results = outputs(module, input, load)
+        torch.autograd.backward(results, [gradients.like(result) for result in results])
+
+    return step
+
+
+def training_steps(names: list[str], load: Workload) -> dict[str, Callable[[], None]]:
+    """One step for each named system, on the same input and the same output gradient."""
+    input, gradients = load.input(), Gradients()
+    return {name: training_step(build(name, load), input, gradients, load) for name in names}
+
+
+def copy_bandwidth(megabytes: int = 256, rounds: int = 9) -> float:
+    """Bytes per second, read and written, of `copy_` between two buffers that were touched before."""
+    source = torch.ones(int(megabytes * MEGABYTE) // 4)
+    target = torch.ones_like(source)
+    times = alternate({"copy": lambda: target.copy_(source)}, rounds)["copy"]
+    return 2 * source.nbytes / statistics.median(times)
+
+
+def peak_memory(name: str, load: Workload) -> float:
+    """Peak memory in bytes of one training step: see `minrnn.bench.memory`, which runs in a fresh process.
+
+    Raises:
+        RuntimeError: the process failed (out of memory, or a system that cannot run this workload).
+    """
+    arguments = json.dumps({"name": name, "threads": torch.get_num_threads(), "load": asdict(load)})
+    child = subprocess.run([sys.executable, "-c", PEAK_MEMORY, arguments], capture_output=True, text=True, check=False)
+    if child.returncode:
+        reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+        raise RuntimeError(f"peak memory of {name}: {reason}")
+    return float(child.stdout)

@@ -1,0 +1,69 @@
+"""Peak memory of one training step, in a process of its own that `measure.peak_memory` starts.
+
+A step at (1, 2, input) comes first, so that code, thread pools and weights are there; the input is made; then one step
+at the full shape, the output held, with the gradient of `y.sum()`. What counts is the peak of the resident set during
+that step less the level before it.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from minrnn.bench import measure, systems
+
+STATUS = Path("/proc/self/status")
+METHOD = "VmHWM reset through /proc/self/clear_refs" if STATUS.exists() else "ru_maxrss"
+
+
+def resident() -> int:
+    """Bytes resident now (Linux), else the highest level so far."""
+    return _status("VmRSS") if STATUS.exists() else _highest()
+
+
+def reset_peak() -> None:
+    """Forget the highest level so far, where the system can."""
+    if STATUS.exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    """Bytes resident at the highest since `reset_peak`."""
+    return _status("VmHWM") if STATUS.exists() else _highest()
+
+
+def _status(key: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def _highest() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def of_one_step(name: str, load: systems.Workload) -> int:
+    """Bytes that one step of the named system adds at its peak."""
+    module = systems.build(name, load)
+    small = replace(load, batch=1, length=2).input()
+    _sum(measure.outputs(module, small, load)).backward()
+    input = load.input()
+    before = resident()
+    reset_peak()
+    held = measure.outputs(module, input, load)
+    _sum(held).backward()
+    return peak() - before
+
+
+def _sum(results: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([result.sum() for result in results]).sum()
+
+
+def main() -> None:
+    """Print the bytes for the step that the JSON on the command line describes."""
+    arguments = json.loads(sys.argv[1])
+    torch.set_num_threads(arguments["threads"])
+    sys.stdout.write(f"{of_one_step(arguments['name'], systems.Workload(**arguments['load']))}\n")

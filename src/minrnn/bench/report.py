@@ -1,0 +1,73 @@
+"""What a benchmark leaves behind: lines on the terminal, a JSON file, and the paper's three-panel figure."""
+
+import json
+import os
+from pathlib import Path
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; dashes and markers differ too.
+STYLES = {
+    "MinGRU": {"color": "#0072B2", "marker": "o", "linewidth": 2.4},
+    "MinLSTM": {"color": "#D55E00", "marker": "s", "linewidth": 2.4},
+    "nn.GRU": {"color": "#56B4E9", "marker": "o", "linestyle": "--"},
+    "nn.LSTM": {"color": "#E69F00", "marker": "s", "linestyle": "--"},
+    "GRU-loop": {"color": "#56B4E9", "marker": "^", "linestyle": ":"},
+    "LSTM-loop": {"color": "#E69F00", "marker": "v", "linestyle": ":"},
+    "minGRU-pytorch": {"color": "#CC79A7", "marker": "D", "linestyle": "-."},
+    "products-2H": {"color": "#999999", "linewidth": 1.2},
+    "products-3H": {"color": "#999999", "linewidth": 1.2, "linestyle": (0, (1, 2))},
+}
+
+
+def say(line: str = "") -> None:
+    """Write one line to the terminal."""
+    print(line, flush=True)  # noqa: T201
+
+
+def write_json(path: Path, result: dict[str, object]) -> None:
+    """Write `result`, aside and then renamed, so that an interruption leaves the earlier file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".json.part")
+    aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def draw(path: Path, result: dict) -> None:
+    """Draw time, speed-up and peak memory against length (the paper's figure 1), from what `write_json` wrote."""
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
+
+    load, about = result["settings"]["workload"], result["facts"]
+    series = {name: [p for p in result["points"] if p["system"] == name] for name in STYLES}
+    figure = Figure(figsize=(13.5, 5), layout="constrained")
+    time, speedup, memory = figure.subplots(1, 3)
+    for name, points in series.items():
+        if not points:
+            continue
+        lengths = [p["length"] for p in points]
+        time.plot(lengths, [1e3 * p["seconds"]["median"] for p in points], label=name, **STYLES[name])
+        peaks = {p["length"]: p["peak_bytes"] / 1e6 for p in points if p["peak_bytes"]}
+        if peaks and not name.startswith("products"):
+            memory.plot(list(peaks), list(peaks.values()), **STYLES[name])
+        for other in points[0]["speedup_over"]:
+            style = {**STYLES[other], "color": STYLES[name]["color"]}
+            ratios = [p["speedup_over"][other] for p in points]
+            speedup.plot(lengths, [r["median"] for r in ratios], label=f"{name} over {other}", **style)
+            quartiles = [r["q1"] for r in ratios], [r["q3"] for r in ratios]
+            speedup.fill_between(lengths, *quartiles, color=style["color"], alpha=0.15, linewidth=0)
+    speedup.axhline(1, color="black", linewidth=0.8)
+    titles = {time: "time of one step, ms", speedup: "speed-up, times", memory: "peak memory of one step, MB"}
+    lengths = result["settings"]["lengths"]
+    for axes, title in titles.items():
+        axes.set(title=title, xlabel="length", xscale="log", yscale="log")
+        axes.set_xticks(lengths, [str(length) for length in lengths])
+        axes.minorticks_off()
+        axes.grid(alpha=0.25)
+        axes.yaxis.set_major_formatter("{x:g}")
+    figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=len(STYLES), fontsize=9)
+    if speedup.get_legend_handles_labels()[0]:
+        speedup.legend(fontsize=8)
+    figure.suptitle(
+        f"Forward + backward: batch {load['batch']}, input {load['input_size']}, hidden {load['hidden_size']}, "
+        f"layers {load['layers']}, {load['dtype']}; {about['cpu']}, {about['threads']} threads, torch {about['torch']}",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=150)

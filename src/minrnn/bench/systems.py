@@ -1,0 +1,159 @@
+"""What is compared: every system as a module from (B, T, input) to (B, T, hidden), by one table.
+
+The names in `SYSTEMS` are those of the command line, of the JSON and of the figure's legend.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from minrnn.layers import MinGRU, MinLSTM
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One step that is timed: forward and backward of `layers` layers over (batch, length, input_size).
+
+    float32 and float64 are the dtype of everything; bfloat16 and float16 run under autocast with float32 weights.
+    With `first_layer` the input needs no gradient, as in a network's first layer.
+    """
+
+    batch: int = 64
+    length: int = 512
+    input_size: int = 128
+    hidden_size: int = 128
+    layers: int = 1
+    dtype: str = "float32"
+    first_layer: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "length", "input_size", "hidden_size", "layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Workload: {name} must be at least 1, got {getattr(self, name)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"Workload: dtype must be one of {tuple(DTYPES)}, got {self.dtype!r}")
+
+    @property
+    def autocasts(self) -> bool:
+        return DTYPES[self.dtype].itemsize == 2
+
+    def input(self) -> Tensor:
+        """A random input, (B, T, input_size)."""
+        return self._random(self.input_size).requires_grad_(not self.first_layer)
+
+    def hidden(self) -> Tensor:
+        """A random input of a layer above the first, (B, T, hidden_size)."""
+        return self._random(self.hidden_size).requires_grad_()
+
+    def _random(self, width: int) -> Tensor:
+        dtype = torch.float32 if self.autocasts else DTYPES[self.dtype]
+        return torch.randn(self.batch, self.length, width, dtype=dtype)
+
+
+class GRULoop(nn.GRU):
+    """nn.GRU's parameters and equations, stepped in ordinary torch operations, as the paper timed it (batch first)."""
+
+    def forward(self, input: Tensor) -> tuple[Tensor, None]:
+        for weight_ih, weight_hh, bias_ih, bias_hh in self.all_weights:
+            h, outputs = input.new_zeros(input.shape[0], self.hidden_size), []
+            for x in input.unbind(1):
+                r_x, z_x, n_x = nn.functional.linear(x, weight_ih, bias_ih).chunk(3, -1)
+                r_h, z_h, n_h = nn.functional.linear(h, weight_hh, bias_hh).chunk(3, -1)
+                r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
+                h = (1 - z) * torch.tanh(n_x + r * n_h) + z * h
+                outputs.append(h)
+            input = torch.stack(outputs, 1)
+        return input, None
+
+
+class LSTMLoop(nn.LSTM):
+    """nn.LSTM's parameters and equations, stepped in ordinary torch operations, as the paper timed it (batch first)."""
+
+    def forward(self, input: Tensor) -> tuple[Tensor, None]:
+        for weight_ih, weight_hh, bias_ih, bias_hh in self.all_weights:
+            h, outputs = input.new_zeros(input.shape[0], self.hidden_size), []
+            c = h
+            for x in input.unbind(1):
+                gates = nn.functional.linear(x, weight_ih, bias_ih) + nn.functional.linear(h, weight_hh, bias_hh)
+                i, f, g, o = gates.chunk(4, -1)
+                c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+                h = torch.sigmoid(o) * torch.tanh(c)
+                outputs.append(h)
+            input = torch.stack(outputs, 1)
+        return input, None
+
+
+class Products(nn.Module):
+    """The matrix products of a minimal RNN alone, nn.Linear of `blocks` × H: its layers cannot be faster.
+
+    Every layer above the first is given its own input, so that the products of all layers are timed and nothing else.
+    """
+
+    def __init__(self, load: Workload, blocks: int):
+        super().__init__()
+        widths = [load.input_size] + [load.hidden_size] * (load.layers - 1)
+        self.linears = nn.ModuleList(nn.Linear(width, blocks * load.hidden_size) for width in widths)
+        self.above = [load.hidden() for _ in widths[1:]]
+
+    def forward(self, input: Tensor) -> list[Tensor]:
+        for tensor in self.above:
+            tensor.grad = None
+        return [linear(x) for linear, x in zip(self.linears, [input, *self.above], strict=True)]
+
+
+def _torch_rnn(kind: Callable[..., nn.Module]) -> Callable[[Workload], nn.Module]:
+    return lambda load: kind(load.input_size, load.hidden_size, load.layers, batch_first=True)
+
+
+def _mingru_pytorch(load: Workload) -> nn.Module:
+    from minGRU_pytorch import minGRU
+
+    widths = [load.input_size] + [load.hidden_size] * (load.layers - 1)
+    # Its hidden width is int(dim * factor); the half keeps rounding from losing one.
+    return nn.Sequential(*(minGRU(w, (load.hidden_size + 0.5) / w, proj_out=False) for w in widths))
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the comparison: how it is built, and which systems it is set against."""
+
+    build: Callable[[Workload], nn.Module]
+    over: tuple[str, ...] = ()  # the systems that it means to replace: their time over its own is its speed-up
+    limit: str | None = None
+    package: str | None = None  # compared when this package is installed
+
+    def missing(self) -> str | None:
+        """Why this system cannot be compared here, or None."""
+        if self.package and importlib.util.find_spec(self.package) is None:
+            return f"{self.package} is not installed (pip install minrnn[peers])"
+        return None
+
+
+SYSTEMS: dict[str, System] = {
+    "products-2H": System(lambda load: Products(load, 2)),
+    "MinGRU": System(_torch_rnn(MinGRU), ("nn.GRU", "GRU-loop", "minGRU-pytorch"), "products-2H"),
+    "nn.GRU": System(_torch_rnn(nn.GRU)),
+    "GRU-loop": System(_torch_rnn(GRULoop)),
+    "minGRU-pytorch": System(_mingru_pytorch, package="minGRU_pytorch"),
+    "products-3H": System(lambda load: Products(load, 3)),
+    "MinLSTM": System(_torch_rnn(MinLSTM), ("nn.LSTM", "LSTM-loop"), "products-3H"),
+    "nn.LSTM": System(_torch_rnn(nn.LSTM)),
+    "LSTM-loop": System(_torch_rnn(LSTMLoop)),
+}
+
+
+def build(name: str, load: Workload) -> nn.Module:
+    """The system called `name` with fresh weights, of the workload's dtype and sizes."""
+    return SYSTEMS[name].build(load).to(torch.float32 if load.autocasts else DTYPES[load.dtype])
+
+
+def with_limits(names: Iterable[str]) -> list[str]:
+    """`names` and the limits that belong to them, in the order of `SYSTEMS`."""
+    names = set(names)
+    wanted = names | {SYSTEMS[name].limit for name in names}
+    return [name for name in SYSTEMS if name in wanted]
