@@ -1,0 +1,8 @@
+"""Tasks: each owns its data, its loss and its metric, and knows a model only as a callable.
+
+A batch is a function of (seed, step) alone, so that a run can be resumed exactly and workers do not matter.
+"""
+
+from minrnn.tasks.text import TextConfig, TextTask
+
+__all__ = ["TextConfig", "TextTask"]
