@@ -1,0 +1,148 @@
+"""minGRU and minLSTM as mixers: widen, one scan, and back to the model's width.
+
+B batch, T time, D model width, H = expansion x D hidden width.
+"""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from minrnn._shapes import accumulate_dtype, check_shape, check_tensor
+from minrnn.mixers.contract import Mixer, check_series, check_types
+from minrnn.ops import ACTIVATIONS, mingru_scan, minlstm_scan
+from minrnn.ops.gates import activate
+
+
+@dataclass(frozen=True)
+class MinGRUConfig:
+    """Options of `MinGRUMixer`.
+
+    Args:
+        expansion: hidden width in widths of the model
+        activation: of the candidate: g, identity or tanh
+        learn_initial_state: whether sequences begin from a learned state instead of zeros
+    """
+
+    expansion: float = 1.0
+    activation: str = "g"
+    learn_initial_state: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        door = type(self).__name__
+        if not 0 < self.expansion < math.inf:
+            raise ValueError(f"{door}: expansion must be above 0 and finite, got {self.expansion}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"{door}: activation must be one of {ACTIVATIONS}, got {self.activation!r}")
+
+
+@dataclass(frozen=True)
+class MinLSTMConfig(MinGRUConfig):
+    """Options of `MinLSTMMixer`: those of minGRU, and
+
+    Args:
+        expansion: hidden width in widths of the model
+        activation: of the candidate: g, identity or tanh
+        learn_initial_state: whether sequences begin from a learned state instead of zeros
+        normalize: whether the two gates are divided by their sum
+        forget_bias: added to the forget gate's bias at the beginning
+    """
+
+    normalize: bool = True
+    forget_bias: float = 0.0
+
+
+class MinRNNMixer(Mixer):
+    """What the two share: y = W_out scan(W_in x + b_in) + b_out.
+
+    The state is that of the scan, (B, H), float32 where the model is 16-bit. With `learn_initial_state` a sequence
+    begins, and begins again at resets, from act(p), p a parameter drawn from N(0, 1); without, from zeros.
+    """
+
+    blocks: ClassVar[int]  # of H channels in the projection W_in x + b_in
+
+    def __init__(self, width: int, config: MinGRUConfig) -> None:
+        super().__init__()
+        self.hidden, self.activation = int(width * config.expansion), config.activation
+        if self.hidden < 1:
+            door = type(self).__name__
+            raise ValueError(f"{door}: expansion x width must be at least 1, got {config.expansion} x {width}")
+        self.input = nn.Linear(width, self.blocks * self.hidden)
+        self.output = nn.Linear(self.hidden, width)
+        self.initial = nn.Parameter(torch.randn(self.hidden)) if config.learn_initial_state else None
+
+    def forward(self, x: Tensor, state: Tensor | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
+        door = type(self).__name__
+        check_series(door, x, self.input.in_features, reset)
+        start = self._start()
+        if state is None:
+            state = start.expand(len(x), -1)
+        else:
+            check_tensor(door, "state", state)
+            check_shape(door, "state", state, "(B, H)", (len(x), self.hidden))
+        hidden, state = self.scan(self.input(x), state, reset, start)
+        return self.output(hidden), state
+
+    @abstractmethod
+    def scan(self, projection: Tensor, state: Tensor, reset: Tensor | None, restart: Tensor) -> tuple[Tensor, Tensor]:
+        """The recurrence over a projection (B, T, blocks x H)."""
+
+    def initial_state(self, batch_size: int) -> Tensor:
+        """(batch_size, H)."""
+        return self._start().expand(batch_size, -1)
+
+    @property
+    def state_size(self) -> int:
+        """H."""
+        return self.hidden
+
+    def _start(self) -> Tensor:
+        dtype = accumulate_dtype(self.input.weight.dtype)
+        if self.initial is None:
+            return self.input.weight.new_zeros(self.hidden, dtype=dtype)
+        return activate(self.initial, self.activation).to(dtype)
+
+
+class MinGRUMixer(MinRNNMixer):
+    """minGRU between two linear maps: [k | v] = W_in x + b_in, h = mingru_scan([k | v]), y = W_out h + b_out.
+
+    Args:
+        width: D.
+        config: the options.
+
+    Source: Feng et al., "Were RNNs All We Needed?" (2024), section 3.1 and appendix C.2.
+    """
+
+    blocks = 2
+
+    def scan(self, projection: Tensor, state: Tensor, reset: Tensor | None, restart: Tensor) -> tuple[Tensor, Tensor]:
+        return mingru_scan(projection, state, reset=reset, restart=restart, activation=self.activation)
+
+
+class MinLSTMMixer(MinRNNMixer):
+    """minLSTM between two linear maps: [f | i | v] = W_in x + b_in, h = minlstm_scan([f | i | v]), y = W_out h + b_out.
+
+    Args:
+        width: D.
+        config: the options.
+
+    Source: Feng et al., "Were RNNs All We Needed?" (2024), section 3.2 and appendix C.2; its code has forget_bias = 3.
+    """
+
+    blocks = 3
+
+    def __init__(self, width: int, config: MinLSTMConfig) -> None:
+        super().__init__(width, config)
+        self.normalize = config.normalize
+        with torch.no_grad():
+            self.input.bias[: self.hidden] += config.forget_bias
+
+    def scan(self, projection: Tensor, state: Tensor, reset: Tensor | None, restart: Tensor) -> tuple[Tensor, Tensor]:
+        return minlstm_scan(
+            projection, state, reset=reset, restart=restart, activation=self.activation, normalize=self.normalize
+        )

@@ -1,0 +1,77 @@
+"""What a model is made of: small frozen dataclasses, checked when made, to and from plain values for JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from minrnn.mixers import mixer_config
+from minrnn.mixers.contract import check_types
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """A stack of equal blocks.
+
+    Args:
+        width: channels between the blocks
+        layers: how many blocks
+        mixer: what mixes along time: mingru or minlstm
+        mixer_options: options of the mixer, such as expansion
+        conv: kernel of the causal convolution before the mixer, 0 for none
+        mlp: hidden width of the MLP after the mixer in widths of the model, 0 for none
+        dropout: share of the MLP's output that is dropped in training
+    """
+
+    width: int = 128
+    layers: int = 3
+    mixer: str = "mingru"
+    mixer_options: dict[str, Any] = field(default_factory=dict)
+    conv: int = 4
+    mlp: float = 2.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name, least in (("width", 1), ("layers", 1), ("conv", 0), ("mlp", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"BackboneConfig: {name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"BackboneConfig: dropout must be in [0, 1), got {self.dropout}")
+        mixer_config(self.mixer, self.mixer_options)
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """A backbone between an embedding of tokens and logits over tokens.
+
+    Args:
+        vocabulary: how many different tokens there are
+        backbone: what is between
+    """
+
+    vocabulary: int
+    backbone: BackboneConfig = BackboneConfig()
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.vocabulary < 1:
+            raise ValueError(f"LanguageModelConfig: vocabulary must be at least 1, got {self.vocabulary}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "LanguageModelConfig":
+        """The config whose `to_dict` gave `values`; ValueError or TypeError where none could have."""
+        backbone = values.get("backbone")
+        if not isinstance(backbone, Mapping):
+            raise TypeError(f"LanguageModelConfig: backbone must be a mapping, got {type(backbone).__name__}")
+        return _make(cls, {**values, "backbone": _make(BackboneConfig, backbone)})
+
+
+def _make(config: Any, values: Mapping[str, Any]) -> Any:
+    known = {each.name for each in fields(config)}
+    if set(values) != known:
+        raise ValueError(f"{config.__name__}: fields must be {sorted(known)}, got {sorted(values)}")
+    return config(**values)

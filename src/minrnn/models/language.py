@@ -1,0 +1,75 @@
+"""The language model, and what its optimiser has to know.
+
+B batch, T time, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minrnn._shapes import check_tensor, shape_error
+from minrnn.models.block import Backbone
+from minrnn.models.config import LanguageModelConfig
+
+
+class LanguageModel(nn.Module):
+    """logits = W backbone(embedding(tokens)): for each token those of the next one.
+
+    Args:
+        config: vocabulary and backbone.
+    """
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.backbone.width
+        self.embedding = nn.Embedding(config.vocabulary, width)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        self.backbone = Backbone(config.backbone)
+        self.head = nn.Linear(width, config.vocabulary, bias=False)
+
+    def forward(self, tokens: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
+        """Read tokens, all of a text, a chunk of it or one.
+
+        Args:
+            tokens: int64 or int32 (B, T).
+            state: what an earlier call gave for the tokens before; None at the beginning of a text.
+            reset: bool (B, T). Where true, a new text begins with this token.
+
+        Returns:
+            logits, (B, T, V), and the state after the last token.
+
+        Raises:
+            TypeError: tokens is not an integer tensor, reset not a bool tensor.
+            ValueError: shapes do not agree.
+            IndexError: a token is not in the vocabulary.
+        """
+        check_tensor("LanguageModel", "tokens", tokens)
+        if tokens.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"LanguageModel: tokens must be int64 or int32, got {tokens.dtype}")
+        if tokens.dim() != 2:
+            raise shape_error("LanguageModel", "tokens", "(B, T)", "two dimensions", tuple(tokens.shape))
+        hidden, state = self.backbone(self.embedding(tokens), state, reset=reset)
+        return self.head(hidden), state
+
+    def initial_state(self, batch_size: int) -> Any:
+        """The state at the beginning of `batch_size` texts."""
+        return self.backbone.initial_state(batch_size)
+
+
+def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """What each parameter asks of the optimiser: the matrices of linear maps decay, nothing else does.
+
+    (Not biases, norms, embeddings, convolutions, initial states: there zero is no simpler than another value.)
+
+    Returns:
+        Groups as torch.optim takes them.
+    """
+    matrices = {id(part.weight) for part in model.modules() if isinstance(part, nn.Linear)}
+    decaying = [parameter for parameter in model.parameters() if id(parameter) in matrices]
+    others = [parameter for parameter in model.parameters() if id(parameter) not in matrices]
+    return [
+        {"params": decaying, "lr": lr, "weight_decay": weight_decay},
+        {"params": others, "lr": lr, "weight_decay": 0.0},
+    ]
