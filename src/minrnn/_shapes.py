@@ -46,6 +46,6 @@ def time_major(series: Tensor) -> bool:
 def laid_out_like(like: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """An empty (B, T, width) in the memory order of `like`, (B, T, *)."""
     batch, time, _ = like.shape
-    if time_major(like):
-        return torch.empty((time, batch, width), dtype=dtype, device=like.device).transpose(0, 1)
-    return torch.empty((batch, time, width), dtype=dtype, device=like.device)
+    # Not the view of a tensor: forward mode asserts that the tangent of a view is laid out as the view is.
+    strides = (width, batch * width, 1) if time_major(like) else (time * width, width, 1)
+    return torch.empty_strided((batch, time, width), strides, dtype=dtype, device=like.device)
