@@ -92,7 +92,17 @@ def forward(
         last = like.new_empty((like.shape[0], hidden), dtype=accumulate_dtype(like.dtype))
         out = laid_out_like(like, hidden, like.dtype), last
     context = (_series(reset), _state(initial), _state(restart), _state(lengths), _state(out[1]))
-    _run("forward", gates, activation, reverse, blocks, _series(out[0]), *context, *[_NONE] * 7, keep=(blocks, inputs, out))
+    _run(
+        "forward",
+        gates,
+        activation,
+        reverse,
+        blocks,
+        _series(out[0]),
+        *context,
+        *[_NONE] * 7,
+        keep=(blocks, inputs, out),
+    )
     return out
 
 
@@ -118,7 +128,9 @@ def backward(
     else:
         grad_source, grad_values = (laid_out_like(like, like.shape[2], like.dtype) for _ in range(2))
         grad_blocks = [grad_source, grad_values]
-    grad_initial, grad_restart = (None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in (initial, restart))
+    grad_initial, grad_restart = (
+        None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in (initial, restart)
+    )
     hidden = _rows(hidden)
     grads = [_series(g) for g in grad_blocks] + [_NONE] * (3 - len(blocks))
     _run(
@@ -132,7 +144,9 @@ def backward(
     return grad_source, grad_values, grad_initial, grad_restart
 
 
-def _run(direction: str, gates: str | None, activation: str, reverse: bool, blocks: list[Tensor], *tensors, keep) -> None:
+def _run(
+    direction: str, gates: str | None, activation: str, reverse: bool, blocks: list[Tensor], *tensors, keep
+) -> None:
     """Call the library. `keep` holds what the pointers point to."""
     batch, time, hidden = blocks[-1].shape
     if batch == 0 or hidden == 0:

@@ -41,7 +41,9 @@ def scan(
     return (torch.stack(outputs, 1) if time else torch.zeros_like(values)), state
 
 
-def gated_scan(projection: Tensor, gates: str, activation: str, initial: Tensor | None, **rest) -> tuple[Tensor, Tensor]:
+def gated_scan(
+    projection: Tensor, gates: str, activation: str, initial: Tensor | None, **rest
+) -> tuple[Tensor, Tensor]:
     """The fused scans by their definition: gates, then the loop."""
     coeffs, values = _gates.coefficients(projection, gates, activation)
     return scan(coeffs, values, initial, **rest)

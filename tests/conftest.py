@@ -1,0 +1,45 @@
+"""What all tests share: the one table of tolerances, and memory that is never zero by luck."""
+
+import os
+
+import pytest
+import torch
+
+# Against a float64 result from the same rounded inputs: (rtol, atol). No test has tolerances of its own.
+TOL = {
+    torch.float64: {"rtol": 1e-10, "atol": 1e-10},
+    torch.float32: {"rtol": 1e-4, "atol": 1e-5},
+    torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
+    torch.float16: {"rtol": 3e-3, "atol": 3e-3},
+    torch.complex128: {"rtol": 1e-10, "atol": 1e-10},
+    torch.complex64: {"rtol": 1e-4, "atol": 1e-5},
+}
+
+
+def assert_close(actual, expected, dtype: torch.dtype) -> None:
+    """Equal within the tolerance of `dtype`; compared in the wider type of the two."""
+    expected = expected.to(torch.promote_types(actual.dtype, expected.dtype))
+    torch.testing.assert_close(actual.to(expected.dtype), expected, **TOL[dtype])
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_poisoned():
+    """A fixed seed; and `torch.empty` full of NaN, so that nothing passes on uninitialised memory."""
+    torch.manual_seed(0)
+    before = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.set_num_threads(before[1])
+
+
+def backends_under_test() -> list[str]:
+    """The backends to test, from MINRNN_TEST_BACKENDS (default: all of the CPU); naming an absent one is an error."""
+    from minrnn.ops import why_not
+
+    names = os.environ.get("MINRNN_TEST_BACKENDS", "native,parallel").split(",")
+    for name in names:
+        reason = why_not(name, torch.zeros(1))
+        if reason:
+            raise pytest.UsageError(f"MINRNN_TEST_BACKENDS names {name!r}, but {reason}")
+    return names
