@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import math
+import subprocess
+import sys
 import time
 
 import pytest
@@ -312,3 +314,10 @@ def test_a_row_that_cannot_run_here_says_so(two_rows, tmp_path, monkeypatch, cap
     monkeypatch.setitem(table.ROWS, "bad", refuse)
     assert main(["--table", "--out", str(tmp_path)]) == 0
     assert "bad: not measured, no such instructions" in capsys.readouterr().out
+
+
+def test_bench_needs_no_extra():
+    heavy = {"matplotlib", "rich", "lightning", "jsonargparse", "minGRU_pytorch"}
+    code = f"import sys, minrnn.bench; sys.exit(', '.join({heavy} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
