@@ -1,0 +1,142 @@
+"""replace_rnn: what is swapped, what is kept, what is left."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from minrnn.layers import MinGRU, MinGRUCell, MinLSTM, MinLSTMCell
+from minrnn.replace import replace_rnn
+
+D, H = 3, 4
+PAIRS = {nn.GRU: MinGRU, nn.LSTM: MinLSTM, nn.GRUCell: MinGRUCell, nn.LSTMCell: MinLSTMCell}
+
+
+class OwnGRU(nn.GRU):
+    """Somebody's variation."""
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(10, D)
+        self.rnn = nn.GRU(D, H, batch_first=True)
+        self.head = nn.Linear(H, 10)
+
+    def forward(self, tokens):
+        output, h_n = self.rnn(self.embedding(tokens))
+        return self.head(output), h_n
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.GRU(D, H),
+        nn.GRU(D, H, 3, bias=False, batch_first=True, dropout=0.2, bidirectional=True),
+        nn.LSTM(D, H, 2, proj_size=2),
+        nn.LSTM(D, H, bidirectional=True),
+        nn.GRUCell(D, H),
+        nn.LSTMCell(D, H, bias=False),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "inside"])
+def test_settings_are_kept(module, inside):
+    model = nn.ModuleDict({"deep": nn.Sequential(nn.ReLU(), module)}) if inside else module
+    new = replace_rnn(model)
+    assert (new is model) == inside
+    new = new["deep"][1] if inside else new
+    assert type(new) is PAIRS[type(module)]
+    assert repr(new) == "Min" + repr(module)
+
+
+def test_device_dtype_mode_and_frozen_parameters_are_kept():
+    model = nn.Sequential(nn.GRU(D, H, device="meta"), nn.LSTM(D, H, proj_size=2).double(), nn.GRUCell(D, H).bfloat16())
+    model[1].eval()
+    model[1].weight_ih_l0.requires_grad_(False)
+    model[2].requires_grad_(False)
+    replace_rnn(model)
+    assert all(p.is_meta for p in model[0].parameters()) and model[0].training
+    assert {p.dtype for p in model[1].parameters()} == {torch.float64} and not model[1].training
+    assert {name: p.requires_grad for name, p in model[1].named_parameters()} == {
+        "weight_ih_l0": False,
+        "bias_ih_l0": True,
+        "weight_hr_l0": True,
+    }
+    assert {(p.dtype, p.requires_grad) for p in model[2].parameters()} == {(torch.bfloat16, False)}
+
+
+def test_a_module_used_twice_stays_one_module():
+    shared = nn.GRU(D, D)
+    model = nn.ModuleDict({"a": shared, "b": nn.ModuleList([shared, shared]), "c": nn.GRU(D, D)})
+    model["d"] = model["b"]
+    replace_rnn(model)
+    assert isinstance(model["a"], MinGRU)
+    assert model["b"][0] is model["b"][1] is model["a"] is model["d"][0]
+    assert model["c"] is not model["a"]
+
+
+def test_subclasses_are_left_and_named():
+    model = nn.ModuleDict({"own": OwnGRU(D, H), "plain": nn.GRU(D, H), "elman": nn.RNN(D, H)})
+    with pytest.warns(UserWarning, match=r"left as they are, being subclasses: own \(OwnGRU\)$") as caught:
+        replace_rnn(model)
+    assert caught[0].filename == __file__
+    assert type(model["own"]) is OwnGRU and type(model["plain"]) is MinGRU and type(model["elman"]) is nn.RNN
+    alone = OwnGRU(D, H)
+    with pytest.warns(UserWarning, match="the model itself"):
+        assert replace_rnn(alone) is alone
+
+
+def test_what_is_no_module_is_refused():
+    with pytest.raises(TypeError, match=r"replace_rnn: model must be a torch\.nn\.Module, got str"):
+        replace_rnn("model")
+
+
+def test_the_model_trains_on():
+    torch.manual_seed(0)
+    model = replace_rnn(Model())
+    tokens = torch.arange(10).repeat(4, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    losses = []
+    for _ in range(60):
+        logits, _ = model(tokens[:, :-1])
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 4
+
+
+def test_packed_input_passes_through_a_replaced_model():
+    packed = pack_sequence([torch.randn(n, D) for n in (2, 5)], enforce_sorted=False)
+    theirs = nn.LSTM(D, H, bidirectional=True)
+    expected, (h, _) = theirs(packed)
+    output, (h_n, _) = replace_rnn(theirs)(packed)
+    assert output.data.shape == expected.data.shape and h_n.shape == h.shape
+
+
+class Encoded(Dataset):
+    """A data set that runs a model, as one with a feature extractor does."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        torch.manual_seed(index)
+        with torch.no_grad():
+            return self.model(torch.randint(10, (2, 300)))[0]
+
+
+@pytest.mark.timeout(120)
+def test_a_replaced_model_runs_in_forked_workers_after_it_ran_here():
+    model = replace_rnn(Model())
+    model(torch.randint(10, (8, 2000)))[0].sum().backward()  # threads are up before the fork
+    expected = torch.stack([Encoded(model)[i] for i in range(4)])
+    loader = DataLoader(Encoded(model), batch_size=1, num_workers=2, multiprocessing_context="fork", timeout=60)
+    assert torch.equal(torch.cat(list(loader)), expected)
+    model(torch.randint(10, (8, 2000)))[0].sum().backward()
