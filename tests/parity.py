@@ -59,7 +59,7 @@ def check_chunks(run: Run, x: Tensor, state: object, parameters: Sequence[Tensor
 
 def check_resets(run: Run, x: Tensor, parameters: Sequence[Tensor] = ()) -> None:
     """With resets = separate sequences from the beginning; a NaN before a reset ends there."""
-    time, cuts = x.shape[1], [0, x.shape[1] // 3, x.shape[1] // 3 + 1, (3 * x.shape[1]) // 4, x.shape[1]]
+    time, cuts = x.shape[1], sorted({0, x.shape[1] // 3, x.shape[1] // 3 + 1, 3 * x.shape[1] // 4, x.shape[1]})
     reset = torch.zeros(x.shape[:2], dtype=torch.bool)
     reset[:, [c for c in cuts if c < time]] = True
     outputs, state = [], None

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils._pytree import tree_map
 
 from layers_definition import (
     CAUSAL,
@@ -24,6 +25,7 @@ from layers_definition import (
     resets,
 )
 from minrnn.layers import MinGRU, MinGRUCell, MinLSTM, MinLSTMCell
+from parity import check_chunks, check_lengths, check_resets
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["uncut", "reset"])
@@ -167,3 +169,26 @@ def test_a_nan_stays_in_its_channel(kind):
         rnn.bias_ih_l0[0] = float("nan")
     output, _ = rnn(torch.randn(T, B, H, dtype=torch.float64))
     assert output[..., 0].isnan().all() and output[..., 1:].isfinite().all()
+
+
+# --- rows of the parity harness ---
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("time", [0, 1, 2, 63, 1000])
+@pytest.mark.parametrize("name", ["gru", "lstm-learned-forget", "gru-bi-2-learned"])
+def test_parity(name, time, dtype):
+    rnn = make(name, batch_first=True).to(dtype)
+
+    def run(x, state, *, reset=None, lengths=None):  # the harness keeps states batch first
+        hx = None if state is None else tree_map(lambda s: s.transpose(0, 1), state)
+        output, states = rnn(x, hx, reset=reset, lengths=lengths)
+        return output, tree_map(lambda s: s.transpose(0, 1), states)
+
+    series, state = torch.randn(5, time, D, dtype=dtype, requires_grad=True), torch.randn(len(rnn.all_weights), 5, H)
+    state = tree_map(lambda s: s.transpose(0, 1), given(rnn, state.to(dtype).requires_grad_()))
+    parameters = list(rnn.parameters())
+    check_lengths(run, series, state, parameters)
+    if name in CAUSAL:
+        check_chunks(run, series, state, parameters)
+        check_resets(run, series, parameters)
