@@ -52,16 +52,19 @@ class TextTask:
         tokenizer: the one of an earlier run; by default made from the config and the text.
 
     Raises:
-        ValueError: the text cannot be had, is not the one that is meant, is too short, or has characters that the given tokenizer does not know.
+        ValueError: the text cannot be had, is not the one that is meant, is too short, or has characters that the given
+            tokenizer does not know.
     """
 
     def __init__(self, config: TextConfig, tokenizer: Tokenizer | None = None) -> None:
         text = read_corpus(config.data)
         cut = len(text) * 9 // 10
         self.config = config
-        self.sha256 = hashlib.sha256(text.encode()).hexdigest()
+        self.sha256 = checksum(text)
         if config.sha256 not in (None, self.sha256):
-            raise ValueError(f"data: {config.data} must have SHA-256 {config.sha256}, got {self.sha256}: it has changed")
+            raise ValueError(
+                f"data: {config.data} must have SHA-256 {config.sha256}, not {self.sha256}: it has changed"
+            )
         self.tokenizer = tokenizer or make_tokenizer(config.tokens, text)
         self.train = torch.from_numpy(encode(self.tokenizer, text[:cut]))
         held_out = torch.from_numpy(encode(self.tokenizer, text[cut:]))
@@ -93,6 +96,11 @@ class TextTask:
     def evaluate(self, model: Model, *, carried: bool = False, device: torch.device | str = "cpu") -> float:
         """`score` on all that is held out."""
         return score(model, self.held_out, self.config, carried=carried, device=device)
+
+
+def checksum(text: str) -> str:
+    """SHA-256 of a text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @torch.no_grad()

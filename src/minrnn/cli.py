@@ -1,0 +1,203 @@
+"""The command line. Each command imports what it needs, so that `info` and `bench` need no extra."""
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+USAGE = """\
+usage: minrnn COMMAND ...
+
+  train      train a language model on a text; with no argument, on Python's own manual
+  eval       measure a trained model on its held-out text, or on another
+  generate   continue a prompt, as long as you like
+  info       versions, backends, threads and memory settings
+  bench      time and memory of the layers against nn.GRU, nn.LSTM and others
+
+`minrnn COMMAND --help` tells more about each.
+"""
+STOPPED = 130  # as shells report a process that Ctrl-C ended
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command with these arguments (None: those of the process) and return its exit status.
+
+    0: done; 1: not done, and a sentence on the standard error output says why; 2: bad arguments; 130: Ctrl-C.
+    """
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name not in COMMANDS:
+        asked = name in ("-h", "--help")
+        (sys.stdout if asked else sys.stderr).write(USAGE if asked else f"{USAGE}\nminrnn: no command {name!r}\n")
+        return 0 if asked else 2
+    try:
+        return COMMANDS[name](arguments)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("minrnn", "torch"):
+            raise
+        return _fail(name, f"needs {error.name}, which is not installed: pip install minrnn[train]")
+    except BrokenPipeError:  # whoever read the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        return _fail(name, str(error))
+    except KeyboardInterrupt:
+        return STOPPED
+
+
+def train(arguments: list[str]) -> int:
+    """Train a language model. With no argument: a minGRU on Python's own manual, three minutes on two cores."""
+    import jsonargparse
+    from rich.console import Console
+
+    from minrnn.train.config import PARTS, RunConfig
+    from minrnn.train.module import Interrupted
+    from minrnn.train.run import train as train_run
+
+    presets = resources.files("minrnn") / "configs"
+
+    class Preset(jsonargparse.ActionConfigFile):  # pyright: ignore[reportPrivateImportUsage]
+        """A file, or the name of one that comes with the package."""
+
+        def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+            shipped = presets / f"{values}.yaml"
+            super().__call__(parser, cfg, str(shipped) if shipped.is_file() else values, option_string)
+
+    parser = jsonargparse.ArgumentParser(
+        prog="minrnn train",
+        usage="minrnn train [--config PRESET] [--data TEXT] [--out DIRECTORY] [--resume] [--KEY VALUE ...]",
+        description=train.__doc__,
+        formatter_class=jsonargparse.DefaultHelpFormatter,
+    )
+    names = ", ".join(sorted(each.name.removesuffix(".yaml") for each in presets.iterdir()))
+    parser.add_argument(
+        "--config", action=Preset, help=f"a YAML file that sets any of these keys, or a preset: {names}"
+    )
+    parser.add_argument("--out", type=str, help="directory of the run; runs/TEXT-MIXER if not given")
+    parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in that directory")
+    for part in PARTS.values():
+        parser.add_class_arguments(part)
+    keys = [re.sub(r"^--[\w-]+", lambda key: "--" + key[0][2:].replace("-", "_"), each) for each in arguments]
+    given = dict(parser.parse_args(keys, defaults=False).items())
+    given.pop("config", None)
+    out, resume = given.pop("out", None), given.pop("resume", False)
+    config = RunConfig.from_dict(given)
+    run = Path(out) if out else Path("runs") / f"{Path(config.task.data).stem}-{config.backbone.mixer}"
+    if resume:
+        config = RunConfig.of_run(run)
+        for key, value in given.items():
+            if value != (kept := config.to_dict()[key]):
+                raise ValueError(f"--{key} must be {kept!r} to resume the run in {run}, got {value!r}")
+    console = Console()
+    if os.environ.setdefault(HUGE_PAGES, "1") == "1":  # torch reads it at its first allocation
+        console.print(f"[dim]{HUGE_PAGES}=1: torch's CPU allocator uses huge pages[/]", highlight=False)
+    try:
+        train_run(config, run, resume=resume, console=console)
+    except Interrupted as stop:
+        how = f"{stop}; to go on: minrnn train --out {run} --resume"
+        console.print(how, markup=False, highlight=False, soft_wrap=True)
+        return 128 + stop.signal
+    return 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Measure a trained model: on the text that was held out from it, or on all of another one."""
+    parser = argparse.ArgumentParser("minrnn eval", description=evaluate.__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument("--data", metavar="TEXT", help="pydoc, shakespeare, or a UTF-8 file (default: the run's own)")
+    given = parser.parse_args(arguments)
+
+    import torch
+
+    from minrnn.models import load
+    from minrnn.tasks import TextTask
+    from minrnn.tasks.corpus import read_corpus
+    from minrnn.tasks.text import checksum, score
+    from minrnn.tasks.vocabulary import encode, load_tokenizer
+    from minrnn.train import RunConfig
+
+    model, config = load(given.run), RunConfig.of_run(given.run).task
+    tokenizer = load_tokenizer(given.run / "tokenizer.json")
+    text = None if given.data is None else read_corpus(given.data)
+    if text is None or checksum(text) == config.sha256:
+        config = dataclasses.replace(config, data=given.data or config.data)
+        part, tokens = "what was held out of", TextTask(config, tokenizer).held_out
+    else:
+        part, tokens = "all of", torch.from_numpy(encode(tokenizer, text))
+    fresh, carried = (score(model, tokens, config, carried=each) for each in (False, True))
+    sys.stdout.write(
+        f"{len(tokens) - 1:,} tokens ({config.tokens}), {part} {given.data or config.data}\n"
+        f"{fresh:.4f} nats per token in windows of {config.length} from zero state\n"
+        f"{carried:.4f} nats per token as one sequence with its state carried on\n"
+    )
+    return 0
+
+
+def generate(arguments: list[str]) -> int:
+    """Continue a prompt with a trained model, and print the text as it is made."""
+    parser = argparse.ArgumentParser("minrnn generate", description=generate.__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
+    parser.add_argument("--prompt", default="\n", help="text to continue (default: a line break)")
+    parser.add_argument("--length", type=int, default=500, help="tokens to make (default: 500)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest always (default: 0.8)")
+    parser.add_argument("--top-k", type=int, help="draw among the K likeliest only")
+    parser.add_argument("--top-p", type=float, help="draw among the likeliest that together have probability P only")
+    parser.add_argument("--seed", type=int, help="the same seed makes the same text")
+    given = parser.parse_args(arguments)
+
+    import torch
+
+    from minrnn import models
+    from minrnn.tasks.vocabulary import decode_stream, encode, load_tokenizer
+
+    model, tokenizer = models.load(given.run), load_tokenizer(given.run / "tokenizer.json")
+    generator = torch.Generator()
+    generator.seed() if given.seed is None else generator.manual_seed(given.seed)
+    ids = models.generate(
+        model,
+        encode(tokenizer, given.prompt).tolist(),
+        max_new_tokens=given.length,
+        temperature=given.temperature,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        generator=generator,
+    )
+    sys.stdout.write(given.prompt)
+    for piece in decode_stream(tokenizer, ids):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return 0
+
+
+def info(arguments: list[str]) -> int:
+    """Say what runs here, and why: versions, backends, threads, instruction set, memory settings."""
+    argparse.ArgumentParser("minrnn info", description=info.__doc__).parse_args(arguments)
+    from minrnn.info import describe
+
+    sys.stdout.write(describe() + "\n")
+    return 0
+
+
+def bench(arguments: list[str]) -> int:
+    """`minrnn bench`, which reads its own arguments."""
+    from minrnn.bench import main as run_bench
+
+    return run_bench(arguments)
+
+
+COMMANDS = {"train": train, "eval": evaluate, "generate": generate, "info": info, "bench": bench}
+
+
+def _fail(command: str, reason: str) -> int:
+    sys.stderr.write(f"minrnn {command}: {reason}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

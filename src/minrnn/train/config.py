@@ -1,0 +1,103 @@
+"""What a run is made from: its text, its model, and how it trains. Imports nothing that only training needs."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from minrnn.models import BackboneConfig
+from minrnn.tasks import TextConfig
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """AdamW, warm-up then a cosine down to zero.
+
+    Args:
+        steps: training steps
+        lr: highest learning rate
+        warmup: steps in which the learning rate rises to it
+        beta2: how slowly AdamW's second moment moves
+        weight_decay: AdamW's decay of the matrices (nothing else decays)
+        clip: highest norm of the gradient
+        eval_every: steps between two measurements of the held-out loss
+        save_every: steps between two checkpoints
+        seed: of the weights, the batches and dropout
+        precision: of weights, and of arithmetic where they differ
+        devices: processes that share a batch, one device each
+    """
+
+    steps: int = 1500
+    lr: float = 4e-3
+    warmup: int = 100
+    beta2: float = 0.99
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    eval_every: int = 250
+    save_every: int = 50
+    seed: int = 0
+    precision: Precision = "32-true"
+    devices: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "eval_every", "save_every", "devices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TrainConfig: {name} must be at least 1, got {getattr(self, name)}")
+        for name in ("warmup", "weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"TrainConfig: {name} must be at least 0, got {getattr(self, name)}")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"TrainConfig: {name} must be above 0, got {getattr(self, name)}")
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"TrainConfig: beta2 must be in [0, 1), got {self.beta2}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"TrainConfig: precision must be one of {get_args(Precision)}, got {self.precision!r}")
+
+    def schedule(self, step: int) -> float:
+        """The learning rate of step `step` (from 0) as a fraction of `lr`."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        return 0.5 + 0.5 * math.cos(math.pi * (step - self.warmup) / max(self.steps - self.warmup, 1))
+
+
+PARTS = {"task": TextConfig, "backbone": BackboneConfig, "train": TrainConfig}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that a run is made from: the text, the blocks of the model, the training.
+
+    As plain values it is one flat table, in train.json and in presets.
+    """
+
+    task: TextConfig = field(default_factory=TextConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of all parts, in one table."""
+        return {name: value for part in PARTS for name, value in asdict(getattr(self, part)).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
+        """The config of a table: what is not there has its default, what is unknown is a ValueError."""
+        known = {part: [each.name for each in fields(config)] for part, config in PARTS.items()}
+        if unknown := values.keys() - {name for names in known.values() for name in names}:
+            raise ValueError(f"RunConfig: fields must be known, got {', '.join(sorted(unknown))}")
+        parts = {part: {name: values[name] for name in known[part] if name in values} for part in PARTS}
+        return cls(**{part: config(**parts[part]) for part, config in PARTS.items()})
+
+    @classmethod
+    def of_run(cls, run: Path) -> "RunConfig":
+        """The config that the run in the directory `run` has; ValueError if there is none."""
+        try:
+            return cls.from_dict(json.loads((run / "train.json").read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise ValueError(f"run: {run} must be the directory of a run, got no train.json there") from None
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"run: {run / 'train.json'} is damaged: {error}") from None

@@ -1,0 +1,125 @@
+"""The two Lightning pieces of a run: what is optimised, and what happens between two steps."""
+
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from minrnn.models import LanguageModel, parameter_groups, save
+from minrnn.tasks import TextTask
+from minrnn.train.config import TrainConfig
+from minrnn.train.files import Metrics
+
+
+class Interrupted(Exception):
+    """The run was asked to stop by `signal`, and has saved itself after `step`."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
+        self.signal, self.step = signum, step
+
+
+class Training(L.LightningModule):
+    """A model, a task and an optimiser. The step number alone says which batch and which random numbers come next."""
+
+    def __init__(self, model: LanguageModel, task: TextTask, config: TrainConfig) -> None:
+        super().__init__()
+        self.model, self.task, self.config = model, task, config
+
+    def train_dataloader(self) -> Iterator[Tensor]:
+        rank, size = self.trainer.global_rank, self.trainer.world_size
+        for step in itertools.count(self.trainer.global_step):
+            yield self.task.batch(self.config.seed, step)[rank::size]
+
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        numbers = (self.config.seed, self.trainer.global_step, self.trainer.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.task.loss(self.model, batch)
+
+    def configure_optimizers(self) -> Any:
+        groups = parameter_groups(self.model, self.config.lr, self.config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, self.config.beta2), fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.config.schedule)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        shapes = [
+            {name: tensor.shape for name, tensor in each.items()}
+            for each in (checkpoint["state_dict"], self.state_dict())
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError("checkpoint: must hold the weights of this run's model, got those of another")
+
+
+class Journal(L.Callback):
+    """After each step, in this order: note the loss, measure what is held out, save, and stop if asked to.
+
+    A checkpoint therefore stands for all that was measured up to its step, and a resumed run repeats the rest.
+    """
+
+    def __init__(self, run: Path, metrics: Metrics, log_every: int = 10) -> None:
+        self.run, self.metrics, self.log_every = run, metrics, log_every
+        self.seconds = 0.0  # of all sessions of this run
+        self.held_out: float | None = None  # the latest
+        self._asked_to_stop: int | None = None
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.run / "checkpoint.pt"
+
+    def on_train_start(self, trainer: L.Trainer, module: Training) -> None:
+        self._started = time.monotonic() - self.seconds
+        if trainer.is_global_zero:
+            self.metrics.rewind(trainer.global_step)
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[signum] = signal.signal(signum, self._ask_to_stop)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: Training, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
+        step, config = trainer.global_step, module.config
+        self.seconds = time.monotonic() - self._started
+        last = step == config.steps
+        if trainer.is_global_zero and (step % self.log_every == 0 or last):
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            self.metrics.append(step, loss=outputs["loss"].item(), lr=rate, seconds=round(self.seconds, 3))
+        if step % config.eval_every == 0 or last:
+            module.eval()
+            self.held_out = module.task.evaluate(module.model, device=module.device)
+            module.train()
+            if trainer.is_global_zero:
+                self.metrics.append(step, held_out=self.held_out)
+        if step % config.save_every == 0 or last or self._asked_to_stop:
+            trainer.save_checkpoint(self.checkpoint)
+            if trainer.is_global_zero:
+                save(module.model, self.run)
+        if self._asked_to_stop and not last:
+            raise Interrupted(self._asked_to_stop, step)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.seconds = state_dict["seconds"]
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers.clear()
+
+    def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
+        self._asked_to_stop = signum
+        signal.signal(signum, self._handlers[signum])  # the second time it works at once

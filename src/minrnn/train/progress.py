@@ -1,0 +1,48 @@
+"""What the user sees while a run goes on: a live bar on a terminal, a line now and then anywhere else."""
+
+import time
+from typing import Any
+
+import lightning.pytorch as L
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch import Tensor
+
+from minrnn.train.module import Journal
+
+
+class Bar(L.Callback):
+    """Step, loss, held-out loss, tokens per second and time left. Called after the `Journal`."""
+
+    def __init__(self, console: Console, journal: Journal, every_seconds: float = 15.0) -> None:
+        self.console, self.journal = console, journal
+        self.every_seconds = 0.5 if console.is_terminal else every_seconds
+        columns = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}")]
+        self.bar = Progress(*columns, console=console, refresh_per_second=4, disable=not console.is_terminal)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._first, self._started, self._told = trainer.global_step, time.monotonic(), 0.0
+        self._line = self.bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, status="")
+        self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
+        now, step = time.monotonic(), trainer.global_step
+        if now - self._told < self.every_seconds and step != trainer.max_steps:
+            return
+        self._told = now
+        pace = (now - self._started) / (step - self._first)
+        rate = batch.shape[0] * (batch.shape[1] - 1) * trainer.world_size / pace
+        left = round(pace * (trainer.max_steps - step))
+        held_out = self.journal.held_out
+        status = f"loss {outputs['loss'].item():.3f}"
+        status += "" if held_out is None else f" · held out {held_out:.3f}"
+        status += f" · {rate / 1000:,.1f}k tokens/s · {left // 60}:{left % 60:02d} left"
+        if self.console.is_terminal:
+            self.bar.update(self._line, completed=step, status=status)
+        else:
+            self.console.print(f"step {step}/{trainer.max_steps} · {status}", highlight=False, soft_wrap=True)
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        self.bar.stop()

@@ -1,0 +1,109 @@
+"""A run: a directory that begins with its configuration and ends with a trained model, its losses and its curve."""
+
+import dataclasses
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from minrnn.models import LanguageModel, LanguageModelConfig, generate, replace_files, save
+from minrnn.tasks import TextTask
+from minrnn.tasks.vocabulary import decode_stream, load_tokenizer
+from minrnn.train.config import RunConfig
+from minrnn.train.curve import draw_curve
+from minrnn.train.files import CheckpointFile, Metrics
+from minrnn.train.module import Journal, Training
+from minrnn.train.progress import Bar
+
+
+def train(config: RunConfig, out: Path, *, resume: bool = False, console: Console | None = None) -> dict[str, float]:
+    """Train a language model in the directory `out`.
+
+    Args:
+        config: text, model and training. With `resume` it must be the run's own, `RunConfig.of_run(out)`.
+        out: a new directory, or with `resume` the one of an interrupted run.
+        resume: go on from the last checkpoint, to the losses that an uninterrupted run would have had.
+        console: where progress and a sample are shown; by default the standard output.
+
+    Returns:
+        What result.json holds: the held-out loss in nats per token, in windows from zero state (`held_out`) and as one
+        sequence with its state carried on (`held_out_carried`), and the run's size and time.
+
+    Raises:
+        ValueError: the text, the directory or the checkpoint are not what they must be.
+        OSError: the disk is full; the last checkpoint is unharmed.
+        Interrupted: stopped by Ctrl-C or SIGTERM; saved, and ready to resume.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    console = console or Console()
+    main_process = rank_zero_only.rank == 0  # Lightning starts the others with this same call
+    if main_process and not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(
+            f"train: --out must be a new directory, got {out}, which exists: --resume goes on with its run"
+        )
+    tokenizer = load_tokenizer(out / "tokenizer.json") if resume else None
+    task = TextTask(config.task, tokenizer)
+    config = dataclasses.replace(config, task=dataclasses.replace(config.task, sha256=task.sha256))
+    torch.manual_seed(config.train.seed)
+    model = LanguageModel(LanguageModelConfig(task.vocabulary, config.backbone))
+    if main_process and not resume:
+        out.mkdir(parents=True, exist_ok=True)
+        save(model, out)
+        tokenizer_file, config_file = task.tokenizer.to_str(), json.dumps(config.to_dict(), indent=2) + "\n"
+        replace_files({out / "tokenizer.json": tokenizer_file.encode(), out / "train.json": config_file.encode()})
+    journal = Journal(out, Metrics(out / "metrics.jsonl"))
+    _fit(Training(model, task, config.train), journal, console)
+    return _finish(model.eval(), task, journal, console) if main_process else {}
+
+
+def _fit(module: Training, journal: Journal, console: Console) -> None:
+    config = module.config
+    warnings.filterwarnings("ignore", module=r"lightning\.|torch\.")  # about their own insides
+    trainer = L.Trainer(
+        max_steps=config.steps,
+        gradient_clip_val=config.clip,
+        precision=config.precision,
+        devices=config.devices,
+        accelerator="auto",
+        callbacks=[journal, *([Bar(console, journal)] if rank_zero_only.rank == 0 else [])],
+        plugins=[CheckpointFile()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=journal.run,
+    )
+    trainer.fit(module, ckpt_path=journal.checkpoint if journal.checkpoint.exists() else None, weights_only=True)
+
+
+def _finish(model: LanguageModel, task: TextTask, journal: Journal, console: Console) -> dict[str, float]:
+    """Measure, draw, sample; what all of it says is printed and kept in result.json."""
+    lines = journal.metrics.read()
+    result = {
+        "held_out": [line["held_out"] for line in lines if "held_out" in line][-1],
+        "held_out_carried": task.evaluate(model, carried=True),
+        "steps": lines[-1]["step"],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": round(journal.seconds, 1),
+    }
+    replace_files({journal.run / "result.json": (json.dumps(result, indent=2) + "\n").encode()})
+    draw_curve(lines, journal.run / "curve.png", f"{Path(task.config.data).name}, {model.config.backbone.mixer}")
+    prompt = task.held_out[: task.config.length].tolist()
+    ids = generate(model, prompt, max_new_tokens=300, temperature=0.8, generator=torch.Generator().manual_seed(0))
+    console.rule("a sample", align="left")
+    console.print("".join(decode_stream(task.tokenizer, ids)), markup=False, highlight=False)
+    console.rule("the end", align="left")
+    for line in (
+        f"held out: {result['held_out']:.4f} nats per token in windows of {task.config.length} from zero state, "
+        f"{result['held_out_carried']:.4f} with the state carried on",
+        f"{result['parameters']:,} parameters, {result['steps']:,} steps, {result['seconds']:.0f} s; {journal.run} "
+        "holds the model, its curve (curve.png) and all measurements (metrics.jsonl)",
+    ):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return result

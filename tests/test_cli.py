@@ -1,0 +1,263 @@
+"""The command line from end to end: train, kill, resume, evaluate, generate; and what it says when it cannot."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import minrnn.models
+from minrnn.cli import main
+from minrnn.tasks.text import score
+from minrnn.tasks.vocabulary import encode, load_tokenizer
+from minrnn.train.files import Metrics
+
+SMALL = [
+    "--length=24",
+    "--batch-size=4",
+    "--width=16",
+    "--layers=1",
+    "--warmup=5",
+    "--eval-every=20",
+    "--save-every=10",
+]
+SMALL += ["--steps=40"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text("".join(f"{n} times {n} is {n * n}.\n" for n in range(400)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(text, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "--data", str(text), "--out", str(run), *SMALL]) == 0
+    return run
+
+
+def refused(capsys, *arguments):
+    """The sentence with which a command gives up, with exit status 1."""
+    assert main([str(each) for each in arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_train_reports_the_end(text, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", "--data", str(text), "--out", str(out), "--mixer", "minlstm", *SMALL]) == 0
+    shown, result = capsys.readouterr().out, json.loads((out / "result.json").read_text())
+    assert "THP_MEM_ALLOC_ENABLE=1" in shown
+    assert re.search(r"step 40/40 · loss \d\.\d+ · held out \d\.\d+ · [\d.]+k tokens/s · 0:00 left", shown)
+    assert f"held out: {result['held_out']:.4f} nats per token in windows of 24 from zero state" in shown
+    assert f"{result['held_out_carried']:.4f} with the state carried on" in shown
+    assert str(out) in shown
+    assert minrnn.models.load(out).config.backbone.mixer == "minlstm"
+
+
+def test_eval_measures_what_was_held_out(run, text, capsys):
+    result = json.loads((run / "result.json").read_text())
+    wanted = (
+        f"{result['held_out']:.4f} nats per token in windows of 24",
+        f"{result['held_out_carried']:.4f} nats per token",
+    )
+    for arguments in ([], ["--data", str(text)]):
+        assert main(["eval", str(run), *arguments]) == 0
+        shown = capsys.readouterr().out
+        assert "what was held out of" in shown and all(line in shown for line in wanted)
+
+
+def test_eval_measures_all_of_another_text(run, tmp_path, capsys):
+    (tmp_path / "other.txt").write_text("7 times 7 is 49.\n" * 9)
+    assert main(["eval", str(run), "--data", str(tmp_path / "other.txt")]) == 0
+    shown = capsys.readouterr().out
+    tokens = torch.from_numpy(encode(load_tokenizer(run / "tokenizer.json"), "7 times 7 is 49.\n" * 9))
+    config = minrnn.tasks.TextConfig(length=24)
+    assert "152 tokens (chars), all of" in shown
+    assert f"{score(minrnn.models.load(run), tokens, config):.4f} nats per token in windows of 24" in shown
+
+
+def test_generate_is_decided_by_the_seed(run, capsys):
+    def made(*arguments):
+        assert main(["generate", str(run), "--prompt", "12 times", "--length", "40", *arguments]) == 0
+        return capsys.readouterr().out
+
+    one = made("--seed", "1")
+    assert one.startswith("12 times") and len(one) == len("12 times") + 40 + 1
+    assert one == made("--seed", "1") != made("--seed", "2")
+    assert made("--temperature", "0") == made("--top-k", "1") == made("--top-p", "1e-9")
+
+
+def test_generate_streams(run, monkeypatch):
+    class Stream(io.StringIO):
+        flushed = 0
+
+        def flush(self):
+            self.flushed += 1
+
+    monkeypatch.setattr(sys, "stdout", Stream())
+    assert main(["generate", str(run), "--length", "30", "--seed", "1"]) == 0
+    assert sys.stdout.flushed >= 30
+
+
+def test_a_process_that_is_stopped_and_killed_goes_on(text, tmp_path, capsys):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    begin = ["train", "--data", str(text), *SMALL[:-1], "--steps", "400", "--out"]
+    assert main([*begin, str(whole)]) == 0
+
+    def interrupted(arguments, step, signum):
+        """Signal a process of its own once it has noted this step."""
+        script = (
+            f"import sys, torch; torch.set_num_threads(1); from minrnn.cli import main; sys.exit(main({arguments!r}))"
+        )
+        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        while process.poll() is None and not any(
+            line["step"] >= step for line in Metrics(run / "metrics.jsonl").read()
+        ):
+            time.sleep(0.01)
+        process.send_signal(signum)
+        return process.communicate()[0], process.returncode
+
+    shown, status = interrupted([*begin, str(run)], 30, signal.SIGINT)
+    assert status == 130 and f"to go on: minrnn train --out {run} --resume" in shown
+    resume = ["train", "--out", str(run), "--resume"]
+    assert interrupted(resume, 170, signal.SIGKILL)[1] == -signal.SIGKILL
+    assert main(resume) == 0
+    losses = [
+        [(line["step"], line.get("loss"), line.get("held_out")) for line in Metrics(each / "metrics.jsonl").read()]
+        for each in (run, whole)
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) == 60
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_every_key_can_come_from_a_file(run, tmp_path):
+    """The run's own train.json is such a file, and options after it win."""
+    out = tmp_path / "run"
+    assert main(["train", "--config", str(run / "train.json"), "--steps", "5", "--out", str(out)]) == 0
+    stored, first = (json.loads((each / "train.json").read_text()) for each in (out, run))
+    assert stored == {**first, "steps": 5}
+
+
+def test_presets_are_found_by_name(tmp_path, text):
+    out = tmp_path / "run"
+    assert (
+        main(["train", "--config", "shakespeare", "--data", str(text), *SMALL, "--out", str(out), "--steps", "2"]) == 0
+    )
+    assert json.loads((out / "train.json").read_text())["mlp"] == 1.5
+
+
+def test_resume_keeps_to_the_run(run, capsys, tmp_path):
+    before = (run / "model.safetensors").read_bytes()
+    assert main(["train", "--out", str(run), "--resume", "--steps", "40"]) == 0  # it has ended: nothing but the report
+    assert (run / "model.safetensors").read_bytes() == before
+    capsys.readouterr()
+    assert "--steps must be 40 to resume" in refused(capsys, "train", "--out", run, "--resume", "--steps", 50)
+    assert "got no train.json" in refused(capsys, "train", "--out", tmp_path / "none", "--resume")
+
+
+def test_bad_input_is_one_sentence(run, text, capsys, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1") * 100)
+    (tmp_path / "short.txt").write_text("short")
+    new = ["--out", tmp_path / "new"]
+    assert "empty file" in refused(capsys, "train", "--data", tmp_path / "empty.txt", *new)
+    assert "must be UTF-8" in refused(capsys, "train", "--data", tmp_path / "latin.txt", *new)
+    assert "longer than the training window" in refused(capsys, "train", "--data", tmp_path / "short.txt", *new)
+    assert "no such file" in refused(capsys, "train", "--data", tmp_path / "none.txt", *new)
+    assert "must be a new directory" in refused(capsys, "train", "--data", text, "--out", run)
+    assert "name must be one of mingru, minlstm" in refused(capsys, "train", "--mixer", "magic", *new)
+    assert "options of mingru must be among" in refused(capsys, "train", "--mixer_options.magic", "1", *new)
+    assert not (tmp_path / "new").exists()
+    assert "model has seen, got '#'" in refused(capsys, "generate", run, "--prompt", "1#2")
+    assert "at least one token" in refused(capsys, "generate", run, "--prompt", "")
+    assert "temperature must be at least 0" in refused(capsys, "generate", run, "--temperature", "-1")
+    assert "top_k must be at least 1" in refused(capsys, "generate", run, "--top-k", "0")
+    assert "holds config.json" in refused(capsys, "generate", tmp_path)
+    assert "holds config.json" in refused(capsys, "eval", tmp_path)
+    assert "model has seen, got" in refused(capsys, "eval", run, "--data", tmp_path / "short.txt")
+
+
+def test_a_torn_model_is_named(run, tmp_path, capsys):
+    for name in ("config.json", "train.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-10])
+    assert "model.safetensors must be the weights" in refused(capsys, "generate", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["train", "--steps", "many"], ["train", "--magic", "1"], ["eval"], ["generate", "x", "--length", "x"], ["magic"]],
+)
+def test_bad_arguments_end_with_2(arguments, capsys):
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], *([name, "--help"] for name in ("train", "eval", "generate"))])
+def test_help_is_help(arguments, capsys):
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: minrnn") and max(map(len, shown.splitlines())) <= 120
+
+
+def python(script, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+
+
+def test_info_needs_no_extra_and_the_rest_says_which():
+    blocked = """
+import sys
+from importlib.abc import MetaPathFinder
+EXTRAS = {"lightning", "jsonargparse", "rich", "tokenizers", "pooch", "safetensors", "matplotlib"}
+class Blocker(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in EXTRAS:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+from minrnn.cli import main
+assert main(["info"]) == 0
+assert main(["--help"]) == 0
+sys.exit(main(["train"]) + main(["generate", "run"]) + main(["eval", "run"]))
+"""
+    done = python(blocked, THP_MEM_ALLOC_ENABLE="1")
+    assert done.returncode == 3, done.stderr
+    for line in ("minrnn  ", "torch  ", "threads  ", "instruction set", "backend native", "huge pages"):
+        assert line in done.stdout
+    assert re.search(r"huge pages +on", done.stdout)
+    assert done.stderr.count("which is not installed: pip install minrnn[train]") == 3
+
+
+def test_ctrl_c_outside_the_steps_ends_with_130(monkeypatch):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(minrnn.cli.COMMANDS, "info", interrupted)
+    assert main(["info"]) == 130

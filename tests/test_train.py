@@ -1,0 +1,286 @@
+"""Training: what a run leaves behind, and that no interruption changes or costs anything."""
+
+import dataclasses
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+import minrnn.models
+from minrnn.models import BackboneConfig
+from minrnn.tasks import TextConfig, TextTask
+from minrnn.train import RunConfig, TrainConfig
+from minrnn.train.files import Metrics
+from minrnn.train.module import Interrupted
+from minrnn.train.run import train
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    text = tmp_path_factory.mktemp("data") / "text.txt"
+    text.write_text("".join(f"{n} times {n} is {n * n}.\n" for n in range(400)))
+    return RunConfig(
+        TextConfig(data=str(text), length=24, batch_size=4),
+        BackboneConfig(width=16, layers=2, dropout=0.2),
+        TrainConfig(steps=STEPS, warmup=5, eval_every=20, save_every=15),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """A run that nothing interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    train(config, run, console=quiet())
+    return run
+
+
+def quiet():
+    return Console(quiet=True)
+
+
+def curve(run):
+    """All measurements but the time that they took."""
+    lines = Metrics(run / "metrics.jsonl").read()
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def assert_same_run(run, whole):
+    assert curve(run) == curve(whole)
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def stop_at(step, signum, monkeypatch):
+    """Send this process a signal when the batch of `step` is asked for."""
+    batch = TextTask.batch
+
+    def stopping(self, seed, at):
+        if at == step:
+            os.kill(os.getpid(), signum)
+        return batch(self, seed, at)
+
+    monkeypatch.setattr(TextTask, "batch", stopping)
+
+
+def test_a_run_holds_everything(whole, config):
+    assert sorted(path.name for path in whole.iterdir()) == [
+        "checkpoint.pt",
+        "config.json",
+        "curve.png",
+        "metrics.jsonl",
+        "model.safetensors",
+        "result.json",
+        "tokenizer.json",
+        "train.json",
+    ]
+    assert (whole / "curve.png").read_bytes().startswith(b"\x89PNG")
+    lines = Metrics(whole / "metrics.jsonl").read()
+    assert [line["step"] for line in lines if "loss" in line] == [10, 20, 30, 40, 50, 60]
+    assert [line["step"] for line in lines if "held_out" in line] == [20, 40, 60]
+    stored = RunConfig.of_run(whole)
+    assert (stored.backbone, stored.train) == (config.backbone, config.train)
+    task, model = TextTask(stored.task), minrnn.models.load(whole)
+    result = json.loads((whole / "result.json").read_text())
+    assert result["held_out"] == pytest.approx(task.evaluate(model), rel=1e-6)
+    assert result["held_out_carried"] == pytest.approx(task.evaluate(model, carried=True), rel=1e-6)
+    assert result["held_out"] < 2.6 < lines[0]["loss"]  # it learns
+    assert result["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_seed_decides_the_run(whole, config, tmp_path):
+    train(config, tmp_path / "again", console=quiet())
+    assert_same_run(tmp_path / "again", whole)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 15, 37])
+def test_stopped_and_resumed_is_uninterrupted(whole, config, tmp_path, monkeypatch, step, signum):
+    run, handler = tmp_path / "run", signal.getsignal(signum)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as stop:
+        stop_at(step, signum, patch)
+        train(config, run, console=quiet())
+    assert stop.value.signal == signum and step <= stop.value.step <= step + 1
+    assert signal.getsignal(signum) is handler
+    minrnn.models.load(run)
+    train(RunConfig.of_run(run), run, resume=True, console=quiet())
+    assert_same_run(run, whole)
+
+
+def test_killed_and_resumed_is_uninterrupted(whole, config, tmp_path):
+    run = tmp_path / "run"
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    script = f"""
+import json, os, signal, torch
+from pathlib import Path
+from minrnn.tasks import TextTask
+from minrnn.train import RunConfig
+from minrnn.train.run import train
+torch.set_num_threads(1)
+batch = TextTask.batch
+def killing(self, seed, step):
+    if step == 42:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return batch(self, seed, step)
+TextTask.batch = killing
+train(RunConfig.from_dict(json.loads(Path({str(tmp_path / "config.json")!r}).read_text())), Path({str(run)!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert curve(run)[-1]["step"] == 40  # ten steps after the last checkpoint
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "lo')
+    train(RunConfig.of_run(run), run, resume=True, console=quiet())
+    assert_same_run(run, whole)
+
+
+def test_killed_before_the_first_checkpoint_begins_again(whole, config, tmp_path):
+    run = tmp_path / "run"
+    train(config, run, console=quiet())
+    (run / "checkpoint.pt").unlink()
+    train(RunConfig.of_run(run), run, resume=True, console=quiet())
+    assert_same_run(run, whole)
+
+
+@pytest.fixture
+def stopped(config, tmp_path, monkeypatch):
+    """A run that was stopped after about 37 steps."""
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_at(37, signal.SIGINT, patch)
+        train(config, tmp_path / "run", console=quiet())
+    return tmp_path / "run"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_costs_nothing(whole, stopped):
+    before = (stopped / "checkpoint.pt").read_bytes()
+    (stopped / "checkpoint.pt.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"cannot write .*checkpoint.pt: No space left.* --resume goes on from it"):
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+    assert (stopped / "checkpoint.pt").read_bytes() == before
+    assert not list(stopped.glob("*.part"))
+    train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+    assert_same_run(stopped, whole)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_runs_no_code(stopped, tmp_path):
+    torch.save({"state_dict": Malicious(tmp_path / "owned")}, stopped / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint: .* is torn, or not a checkpoint of minrnn"):
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+    (stopped / "checkpoint.pt").write_bytes(pickle.dumps(Malicious(tmp_path / "owned")))
+    with pytest.raises(ValueError, match=r"checkpoint: .* is torn, or not a checkpoint of minrnn"):
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, -1])
+def test_a_torn_checkpoint_is_named(stopped, size):
+    content = (stopped / "checkpoint.pt").read_bytes()
+    (stopped / "checkpoint.pt").write_bytes(content[:size])
+    with pytest.raises(ValueError, match=r"checkpoint: .*checkpoint.pt is torn"):
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+
+
+def test_a_checkpoint_of_something_else_is_named(stopped):
+    torch.save({"weights": torch.zeros(3)}, stopped / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint: .*checkpoint.pt is torn, or not a checkpoint"):
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+
+
+def test_a_checkpoint_of_another_model_is_named(stopped):
+    config = RunConfig.of_run(stopped)
+    other = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, width=8))
+    with pytest.raises(ValueError, match="checkpoint: must hold the weights of this run's model"):
+        train(other, stopped, resume=True, console=quiet())
+
+
+def test_a_text_that_changed_or_vanished_stops_a_resume(stopped):
+    config = RunConfig.of_run(stopped)
+    text = Path(config.task.data)
+    content = text.read_bytes()
+    try:
+        text.write_bytes(content + b"more")
+        with pytest.raises(ValueError, match=r"must have SHA-256 .* it has changed"):
+            train(config, stopped, resume=True, console=quiet())
+        text.unlink()
+        with pytest.raises(ValueError, match=r"must be an existing file .* no such file"):
+            train(config, stopped, resume=True, console=quiet())
+    finally:
+        text.write_bytes(content)
+
+
+def test_a_run_in_use_is_not_overwritten(whole, config):
+    before = curve(whole)
+    with pytest.raises(ValueError, match=r"--out must be a new directory, got .* --resume goes on"):
+        train(config, whole, console=quiet())
+    assert curve(whole) == before
+
+
+def test_nothing_is_left_of_a_run_that_could_not_begin(config, tmp_path):
+    bad = RunConfig(TextConfig(data=config.task.data, length=100_000), config.backbone, config.train)
+    with pytest.raises(ValueError, match="longer than the training window"):
+        train(bad, tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_config_is_a_flat_table():
+    config = RunConfig(TextConfig(length=3), BackboneConfig(width=7), TrainConfig(steps=9))
+    assert config.to_dict()["length"] == 3 and config.to_dict()["width"] == 7 and config.to_dict()["steps"] == 9
+    assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ValueError, match="fields must be known, got nonsense"):
+        RunConfig.from_dict({"nonsense": 1})
+
+
+def test_a_directory_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"must be the directory of a run, got no train.json"):
+        RunConfig.of_run(tmp_path)
+    (tmp_path / "train.json").write_text('{"length": ')
+    with pytest.raises(ValueError, match=r"train.json is damaged"):
+        RunConfig.of_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("steps", 0, "at least 1"),
+        ("warmup", -1, "at least 0"),
+        ("seed", -1, "at least 0"),
+        ("lr", float("nan"), "above 0"),
+        ("beta2", 1.0, "in \\[0, 1\\)"),
+        ("precision", "half", "one of"),
+    ],
+)
+def test_train_config_is_checked(field, value, wanted):
+    with pytest.raises(ValueError, match=f"TrainConfig: {field} must be {wanted}"):
+        TrainConfig(**{field: value})
+
+
+def test_the_learning_rate_rises_and_falls():
+    config = TrainConfig(steps=100, warmup=10)
+    rates = [config.schedule(step) for step in range(101)]
+    assert rates[0] == 0.1 and max(rates) == rates[10] == 1.0 and rates[100] == pytest.approx(0)
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert TrainConfig(steps=1, warmup=0).schedule(0) == 1.0
