@@ -1,9 +1,10 @@
-"""The parity harness: whole = any chunking = stepped; with resets = separate sequences; padded = one by one. Values and gradients.
+"""The parity harness. Whole = any chunking = stepped; with resets = separate sequences; padded = one by one.
 
-What is tested is a callable `run(x, state, *, reset=None, lengths=None) -> (y, state)` with x and y (B, T, *) and the state a tensor, a
-pytree of tensors, or None for the beginning. Every op, layer and mixer is a row of it.
+Values and gradients. What is tested is a callable `run(x, state, *, reset=None, lengths=None) -> (y, state)` with x and y
+(B, T, *) and the state a tensor, a pytree of tensors, or None for the beginning. Every op, layer and mixer is a row of it.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,7 +17,9 @@ Run = Callable[..., tuple[Tensor, object]]
 SPLITS = ([1], [2, 3], [7, 1, 64])  # repeated until the series is used up
 
 
-def chunked(run: Run, x: Tensor, state: object, sizes: Sequence[int], reset: Tensor | None = None) -> tuple[Tensor, object]:
+def chunked(
+    run: Run, x: Tensor, state: object, sizes: Sequence[int], reset: Tensor | None = None
+) -> tuple[Tensor, object]:
     """Run x piece by piece, handing the state on."""
     outputs, begin, i = [], 0, 0
     while begin < x.shape[1] or not outputs:
@@ -63,7 +66,7 @@ def check_resets(run: Run, x: Tensor, parameters: Sequence[Tensor] = ()) -> None
     reset = torch.zeros(x.shape[:2], dtype=torch.bool)
     reset[:, [c for c in cuts if c < time]] = True
     outputs, state = [], None
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in itertools.pairwise(cuts):
         if end > begin:
             y, state = run(x[:, begin:end], None)
             outputs.append(y)

@@ -30,7 +30,10 @@ def agree(run, tensors: dict[str, Tensor], dtype: torch.dtype, backend: str) -> 
     """`run(backend=..., **tensors)` on the backend in `dtype`, and by the step loop in float64."""
     own = run(backend=backend, **tensors)
     assert last_backend() == backend
-    exact = {k: v.detach().to(wide(dtype)).requires_grad_() if v.is_floating_point() or v.is_complex() else v for k, v in tensors.items()}
+    exact = {
+        k: v.detach().to(wide(dtype)).requires_grad_() if v.is_floating_point() or v.is_complex() else v
+        for k, v in tensors.items()
+    }
     wanted = run(backend="reference", **exact)
     own, wanted = (x if isinstance(x, tuple) else (x,) for x in (own, wanted))
     for a, b in zip(own, wanted, strict=True):
@@ -62,7 +65,11 @@ def check_linear(backend: str, time: int, dtype: torch.dtype, reverse: bool) -> 
     scale = 0.5 if dtype.is_complex else 1.0
     coeffs = random(3, time, 5, dtype=dtype, scale=scale)
     coeffs = (coeffs.detach() if dtype.is_complex else coeffs.detach().sigmoid()).requires_grad_()
-    tensors = {"coeffs": coeffs, "values": random(3, time, 5, dtype=dtype), **surroundings(3, time, 5, dtype, gated=False)}
+    tensors = {
+        "coeffs": coeffs,
+        "values": random(3, time, 5, dtype=dtype),
+        **surroundings(3, time, 5, dtype, gated=False),
+    }
     agree(lambda **kw: linear_scan(**kw, reverse=reverse), tensors, dtype, backend)
 
 
@@ -104,7 +111,10 @@ GATED_IDS = ["-".join([scan.__name__, *map(str, options.values())]) for scan, _,
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gated_scan(backend, scan, blocks, options, dtype, reverse):
     for time in SHORT:
-        tensors = {"projection": random(4, time, blocks * 5, dtype=dtype), **surroundings(4, time, 5, dtype, gated=True)}
+        tensors = {
+            "projection": random(4, time, blocks * 5, dtype=dtype),
+            **surroundings(4, time, 5, dtype, gated=True),
+        }
         agree(lambda **kw: scan(**kw, **options, reverse=reverse), tensors, dtype, backend)
 
 
@@ -113,7 +123,10 @@ def test_gated_scan(backend, scan, blocks, options, dtype, reverse):
 @pytest.mark.parametrize(("scan", "blocks"), [(mingru_scan, 2), (minlstm_scan, 3)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gated_scan_at_length(backend, scan, blocks, hidden, time, dtype):
-    tensors = {"projection": random(2, time, blocks * hidden, dtype=dtype), **surroundings(2, time, hidden, dtype, gated=True)}
+    tensors = {
+        "projection": random(2, time, blocks * hidden, dtype=dtype),
+        **surroundings(2, time, hidden, dtype, gated=True),
+    }
     agree(scan, tensors, dtype, backend)
 
 
@@ -186,7 +199,10 @@ def test_shapes_and_strides(backend, data):
         projection = torch.randn(1, time, wide).expand(batch, time, wide)
     else:
         projection = torch.randn(batch, time, wide)
-    tensors = {"projection": projection.requires_grad_(), **surroundings(batch, time, hidden, torch.float32, gated=True)}
+    tensors = {
+        "projection": projection.requires_grad_(),
+        **surroundings(batch, time, hidden, torch.float32, gated=True),
+    }
     tensors["reset"] = tensors["reset"].t().contiguous().t()
     agree(lambda **kw: mingru_scan(**kw, reverse=reverse), tensors, torch.float32, backend)
 
@@ -245,7 +261,7 @@ def test_a_nan_stays_in_its_sequence_and_channel(backend):
 def test_a_million_steps(backend):
     """The error against float64 does not grow with the length, and nothing overflows."""
     projection = torch.randn(1, 1_000_000, 4, requires_grad=True)
-    hidden, last = mingru_scan(projection, backend=backend)
+    hidden, _ = mingru_scan(projection, backend=backend)
     hidden.sum().backward()
     exact = mingru_scan(projection.detach().double(), backend="native" if "native" in BACKENDS else "parallel")[0]
     assert_close(hidden, exact, torch.float32)

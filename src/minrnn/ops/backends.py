@@ -1,4 +1,5 @@
-"""Which backend serves a tensor. It follows from the tensor's device and dtype; `MINRNN_BACKEND` or an argument forces one."""
+"""Which backend serves a tensor. It follows from the tensor's device and dtype; `MINRNN_BACKEND` or an argument forces
+one."""
 
 import os
 import warnings

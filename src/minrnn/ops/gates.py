@@ -1,7 +1,8 @@
-"""What a gated layer puts into its recurrence: from a projection to the coefficients and values of h_t = a_t h_{t-1} + b_t.
+"""What a gated layer puts into its recurrence: from a projection to the coefficients and values of h_t = a_t h_{t-1} +
+b_t.
 
-Elementwise, plain PyTorch, differentiable any number of times. Every rule of the fused scans (forward, backward, tangent) that is
-not a kernel is said by the two functions here.
+Elementwise, plain PyTorch, differentiable any number of times. Every rule of the fused scans (forward, backward,
+tangent) that is not a kernel is said by the two functions here.
 """
 
 import torch
@@ -18,7 +19,10 @@ def width(gates: str) -> int:
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """The candidate's activation: g(x) = x + 1/2 where x >= 0, else sigmoid(x) (Feng et al. 2024, appendix B); identity; or tanh."""
+    """The candidate's activation: identity; tanh; or g(x) = x + 1/2 where x >= 0, else sigmoid(x).
+
+    g is from Feng et al. (2024), appendix B.
+    """
     if activation == "identity":
         return x
     if activation == "tanh":
@@ -38,8 +42,9 @@ def coefficients(projection: Tensor, gates: str, activation: str) -> tuple[Tenso
     """The pair (a, b) of h_t = a_t h_{t-1} + b_t, each (B, T, H), for a projection (B, T, 2H) or (B, T, 3H).
 
     mingru, [gate k | candidate v]: a = sigmoid(-k), b = sigmoid(k) act(v).
-    minlstm, [forget k | input i | candidate v]: with d = log sigmoid(i) - log sigmoid(k), a = sigmoid(-d), b = sigmoid(d) act(v),
-    which is f/(f+i) and i/(f+i) without the 0/0 of two shut gates. minlstm_unnormalized: a = sigmoid(k), b = sigmoid(i) act(v).
+    minlstm, [forget k | input i | candidate v]: with d = log sigmoid(i) - log sigmoid(k), a = sigmoid(-d), b =
+    sigmoid(d) act(v), which is f/(f+i) and i/(f+i) without the 0/0 of two shut gates. minlstm_unnormalized: a =
+    sigmoid(k), b = sigmoid(i) act(v).
     """
     if gates == "mingru":
         gate, candidate = projection.chunk(2, -1)

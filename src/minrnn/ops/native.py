@@ -1,14 +1,14 @@
 """Loads and calls the C library of the scans (native/). Tensors in, tensors out, no autograd.
 
-The library is reached by ctypes, which releases the GIL and ties it to no version of Python or PyTorch. Loaded after torch, it runs in the
-thread pool that torch has, where both ask for the same OpenMP.
+The library is reached by ctypes, which releases the GIL and ties it to no version of Python or PyTorch. Loaded after
+torch, it runs in the thread pool that torch has, where both ask for the same OpenMP.
 """
 
 import ctypes
 import functools
 import os
 import struct
-from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 import minrnn.ops
 from minrnn._shapes import accumulate_dtype, laid_out_like
+from minrnn.ops.gates import width
 
 _LEVELS = ("baseline", "avx2", "avx512")
 # In the order of native/scan.h: enum type, enum activation, struct scan.
@@ -29,6 +30,7 @@ _TYPES = {
 }
 _ACTIVATIONS = {"g": 0, "identity": 1, "tanh": 2, "": 1}
 _SCAN = struct.Struct("@3q4iq" + 16 * "3q")
+_Triple = tuple[int, int, int]  # address, stride over the batch, stride over time
 _NONE = (0, 0, 0)
 
 _forked = False
@@ -83,26 +85,17 @@ def instruction_set() -> str | None:
 def forward(
     inputs: tuple, gates: str | None, activation: str, reverse: bool, out: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(h, last) of a scan; `inputs` as in scan.py. `out` gives the memory to write to, for measurements."""
+    """(h, last) of a scan; `inputs` as in rules.py. `out` gives the memory to write to, for measurements."""
     source, values, initial, reset, restart, lengths = inputs
-    like = source if values is None else values
-    blocks = _blocks(source, values, gates)
-    hidden = blocks[-1].shape[2]
+    dense = _dense(source, values)
+    like = dense[-1]
+    hidden = like.shape[2] if gates is None else like.shape[2] // width(gates)
     if out is None:
-        last = like.new_empty((like.shape[0], hidden), dtype=accumulate_dtype(like.dtype))
+        last = torch.empty((like.shape[0], hidden), dtype=accumulate_dtype(like.dtype))
         out = laid_out_like(like, hidden, like.dtype), last
+    initial, restart = _contiguous(initial), _contiguous(restart)
     context = (_series(reset), _state(initial), _state(restart), _state(lengths), _state(out[1]))
-    _run(
-        "forward",
-        gates,
-        activation,
-        reverse,
-        blocks,
-        _series(out[0]),
-        *context,
-        *[_NONE] * 7,
-        keep=(blocks, inputs, out),
-    )
+    _run("forward", gates, activation, reverse, dense, hidden, _series(out[0]), *context, *[_NONE] * 7)
     return out
 
 
@@ -118,67 +111,71 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of (source, values, initial, restart). `out` gives the memory of the first, for measurements."""
     source, values, initial, reset, restart, lengths = inputs
-    like = source if values is None else values
-    blocks = _blocks(source, values, gates)
+    dense = _dense(source, values)
+    like, hidden = dense[-1], _rows(hidden)
     grad_hidden = None if grad_hidden is None else _rows(grad_hidden.to(hidden.dtype))
-    grad_last = None if grad_last is None else grad_last.contiguous()
-    if values is None:
-        grad_source = laid_out_like(like, like.shape[2], like.dtype) if out is None else out
-        grad_values, grad_blocks = None, _split(grad_source, len(blocks))
-    else:
-        grad_source, grad_values = (laid_out_like(like, like.shape[2], like.dtype) for _ in range(2))
-        grad_blocks = [grad_source, grad_values]
-    grad_initial, grad_restart = (
-        None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in (initial, restart)
-    )
-    hidden = _rows(hidden)
-    grads = [_series(g) for g in grad_blocks] + [_NONE] * (3 - len(blocks))
+    grad_last, starts, restarts = (_contiguous(x) for x in (grad_last, initial, restart))
+    grads = [laid_out_like(like, like.shape[2], like.dtype) for _ in dense]
+    if out is not None:
+        grads[0] = out
+    grad_initial, grad_restart = (None if x is None else torch.empty_like(x) for x in (starts, restarts))
     _run(
-        "backward", gates, activation, reverse, blocks,
-        _series(hidden), _series(reset), _state(initial), _state(restart), _state(lengths), _NONE,
-        _series(grad_hidden), _state(grad_last), *grads, _state(grad_initial), _state(grad_restart),
-        keep=(blocks, inputs, hidden, grad_hidden, grad_last, grad_blocks),
+        "backward", gates, activation, reverse, dense, hidden.shape[2],
+        _series(hidden), _series(reset), _state(starts), _state(restarts), _state(lengths), _NONE,
+        _series(grad_hidden), _state(grad_last),
+        *_blocks(grads, gates, hidden.shape[2]), _state(grad_initial), _state(grad_restart),
     )  # fmt: skip
-    if values is not None:
-        grad_source = grad_source.sum_to_size(source.shape)
-    return grad_source, grad_values, grad_initial, grad_restart
+    if values is None:
+        return grads[0], None, grad_initial, grad_restart
+    return grads[0].sum_to_size(source.shape), grads[1], grad_initial, grad_restart
 
 
 def _run(
-    direction: str, gates: str | None, activation: str, reverse: bool, blocks: list[Tensor], *tensors, keep
+    direction: str,
+    gates: str | None,
+    activation: str,
+    reverse: bool,
+    dense: list[Tensor],
+    hidden: int,
+    *tensors: _Triple,
 ) -> None:
-    """Call the library. `keep` holds what the pointers point to."""
-    batch, time, hidden = blocks[-1].shape
+    """Call the library; the caller keeps alive what the triples point to."""
+    first = dense[0]
+    batch, time, _ = first.shape
     if batch == 0 or hidden == 0:
         return
-    first = blocks[0]
     packed = _SCAN.pack(
         batch, time, hidden,
         _TYPES[first.dtype], _ACTIVATIONS[activation], reverse, 1 if _forked else torch.get_num_threads(),
-        first.stride(2) if hidden > 1 else 0 if len(blocks) == 2 and gates is None else 1,
-        *_flat([_series(block) for block in blocks] + [_NONE] * (3 - len(blocks))),
-        *_flat(tensors),
+        first.stride(2) if hidden > 1 else int(gates is not None),
+        *chain.from_iterable((*_blocks(dense, gates, hidden), *tensors)),
     )  # fmt: skip
     if _entry(f"{gates or 'linear'}_{direction}")(packed):
-        raise MemoryError(f"{gates or 'linear'} scan: no memory to join chunks of time at {(batch, time, hidden)}")
-    del keep
+        raise MemoryError(f"{gates or 'linear'} scan: no memory to join the chunks of {(batch, time, hidden)}")
 
 
-def _flat(triples: Iterable[tuple[int, int, int]]) -> list[int]:
-    return [number for triple in triples for number in triple]
-
-
-def _blocks(source: Tensor, values: Tensor | None, gates: str | None) -> list[Tensor]:
-    """The inputs of a step as (B, T, H) each: blocks of the projection; or coefficients and values."""
+def _dense(source: Tensor, values: Tensor | None) -> list[Tensor]:
+    """[projection], or [coefficients, values] of one shape, with contiguous channels."""
     if values is None:
-        return _split(_rows(source), 2 if gates == "mingru" else 3)
-    coeffs = source.expand(values.shape).resolve_conj().resolve_neg()
-    return [coeffs if coeffs.stride(2) == 0 else _rows(coeffs), _rows(values)]
+        return [_rows(source)]
+    coeffs = source.expand(values.shape)
+    return [coeffs.resolve_conj().resolve_neg() if coeffs.stride(2) == 0 else _rows(coeffs), _rows(values)]
 
 
-def _split(projection: Tensor, blocks: int) -> list[Tensor]:
-    hidden = projection.shape[2] // blocks
-    return [projection.narrow(2, i * hidden, hidden) for i in range(blocks)]
+def _blocks(dense: list[Tensor], gates: str | None, hidden: int) -> list[_Triple]:
+    """The three inputs of a step: blocks of the one projection; or coefficients and values."""
+    if gates is None:
+        return [*map(_series, dense), _NONE]
+    address, batch, time = _series(dense[0])
+    step = hidden * dense[0].element_size()
+    return [(address + i * step, batch, time) if i < width(gates) else _NONE for i in range(3)]
+
+
+def _contiguous(state: Tensor | None) -> Tensor | None:
+    """A state with contiguous channels; what is broadcast over the batch is not written out."""
+    if state is None or state.stride(1) == 1 or state.shape[1] <= 1:
+        return None if state is None else state.resolve_conj().resolve_neg()
+    return state.contiguous()
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -190,9 +187,9 @@ def _rows(tensor: Tensor) -> Tensor:
     return once.contiguous().expand(tensor.shape)
 
 
-def _series(tensor: Tensor | None) -> tuple[int, int, int]:
+def _series(tensor: Tensor | None) -> _Triple:
     return _NONE if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
 
-def _state(tensor: Tensor | None) -> tuple[int, int, int]:
+def _state(tensor: Tensor | None) -> _Triple:
     return _NONE if tensor is None else (tensor.data_ptr(), tensor.stride(0), 0)

@@ -1,8 +1,9 @@
 """The scan in plain PyTorch, parallel over time, for any device: MPS, XPU, a CPU without the C library.
 
-Neighbouring steps are composed, (a2, b2) after (a1, b1) = (a2 a1, a2 b1 + b2), the half as long scan is solved by the same rule, and the
-steps between are filled in: O(T) work in O(log T) passes (Blelloch 1990, in the odd-even form). No logarithms, no running products over
-more than what a step needs.
+Neighbouring steps are composed, (a2, b2) after (a1, b1) = (a2 a1, a2 b1 + b2), the half as long scan is solved by the
+same rule, and the
+steps between are filled in: O(T) work in O(log T) passes (Blelloch 1990, in the odd-even form). No logarithms, no
+running products over more than what a step needs.
 """
 
 import torch
@@ -19,7 +20,7 @@ def scan(
     lengths: Tensor | None = None,
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """As reference.scan. Differentiable, but at the cost of every pass: the rules in scan.py need the inputs and h only."""
+    """As reference.scan. Differentiable, but every pass is kept for it; the rules need the inputs and h only."""
     batch, time, hidden = values.shape
     if initial is None:
         initial = values.new_zeros(batch, hidden)

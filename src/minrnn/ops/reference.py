@@ -21,8 +21,8 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """h_t = a_t h_{t-1} + b_t, one step after the other.
 
-    Args: `coeffs` broadcastable to (B, T, H), `values` (B, T, H), `initial` and `restart` (B, H) or None for zeros, `reset` bool
-    (B, T), `lengths` int (B,). Returns: h (B, T, H), zero beyond a length, and the last state (B, H).
+    Args: `coeffs` broadcastable to (B, T, H), `values` (B, T, H), `initial` and `restart` (B, H) or None for zeros,
+    `reset` bool (B, T), `lengths` int (B,). Returns: h (B, T, H), zero beyond a length, and the last state (B, H).
     """
     batch, time, hidden = values.shape
     coeffs = coeffs.expand(values.shape)

@@ -1,7 +1,8 @@
 """The rules of the scans: what runs forward, what backward, what a tangent is. Tensors in, tensors out.
 
-One set of rules serves all scans: the gradient of a scan is the same scan run the other way and one product. `inputs` everywhere:
-(projection or coeffs, values or None, initial, reset, restart, lengths), `restart` (B, H), states in the dtype they are kept in.
+One set of rules serves all scans: the gradient of a scan is the same scan run the other way and one product. `inputs`
+everywhere: (projection or coeffs, values or None, initial, reset, restart, lengths), `restart` (B, H), states in the
+dtype they are kept in.
 """
 
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def backward(
     grad_hidden: Tensor | None, grad_last: Tensor | None, inputs: tuple, hidden: Tensor, spec: Spec, scan: Scan
 ) -> tuple:
     """Gradients of (projection or coeffs, values, initial, restart); None for those that are None."""
-    source, values, initial, reset, restart, lengths = inputs
+    source, values, *_ = inputs
     like = source if values is None else values
     if not torch.is_grad_enabled() and backends.choose(spec.backend, like, spec.door) == "native":
         return native.backward(grad_hidden, grad_last, inputs, hidden, spec.gates, spec.activation, spec.reverse)
@@ -65,7 +66,8 @@ def backward(
 
 
 class Adjoint:
-    """The rules in terms of gates and linear scans: differentiable again, on any backend. `scan` is the differentiable scan."""
+    """The rules in terms of gates and linear scans: differentiable again, on any backend. `scan` is the differentiable
+    scan."""
 
     def __init__(self, inputs: tuple, hidden: Tensor, spec: Spec, scan: Scan):
         self.scan = scan

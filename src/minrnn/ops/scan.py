@@ -1,7 +1,7 @@
 """The doors of the scans: validate what users give, then one call into the rules.
 
-A scan is h_t = a_t h_{t-1} + b_t over (B, T, H), forward in time or in reverse. The gated scans compute a_t and b_t from a projection as
-they go.
+A scan is h_t = a_t h_{t-1} + b_t over (B, T, H), forward in time or in reverse. The gated scans compute a_t and b_t
+from a projection as they go.
 """
 
 import torch
@@ -22,30 +22,32 @@ def linear_scan(
     reverse: bool = False,
     backend: str | None = None,
 ) -> Tensor:
-    """The first-order linear recurrence h_t = a_t ⊙ h_{t-1} + b_t, for all t, in parallel over batch, channels and time.
+    """The first-order linear recurrence h_t = a_t ⊙ h_{t-1} + b_t, for all t, in parallel over batch, channels and
+    time.
 
     Args:
         coeffs: a, broadcastable to (B, T, H), real or complex, of the dtype of `values`.
         values: b, (B, T, H): float32, float64, bfloat16, float16, complex64 or complex128.
         initial: h_{-1}, (B, H); zeros if None. Its dtype is that of the values or that in which the state is kept.
-        reset: bool (B, T). Where true, step t begins a new sequence: the state carried into it is zero, in values and in gradients,
-            by selection, so that a NaN before a reset ends there.
-        reverse: run from the last step to the first, h_t = a_t h_{t+1} + b_t; `initial` then enters at the end, and a reset at t cuts
-            the state that comes from t+1.
+        reset: bool (B, T). Where true, step t begins a new sequence: the state carried into it is zero, in values and
+            in gradients, by selection, so that a NaN before a reset ends there.
+        reverse: run from the last step to the first, h_t = a_t h_{t+1} + b_t; `initial` then enters at the end, and a
+            reset at t cuts the state that comes from t+1.
         backend: "native", "parallel" or "reference"; None takes the fastest for the tensors' device.
 
     Returns:
         h, (B, T, H), in the dtype of `values`, laid out in memory as `values` is.
 
-    Numerics: linear space, the state in float32 for 16-bit input and in the input's dtype otherwise; deterministic, and bitwise
-    independent of the batch and of the number of threads. A product of coefficients that overflows is not rescued.
+    Numerics: linear space, the state in float32 for 16-bit input and in the input's dtype otherwise; deterministic, and
+    bitwise independent of the batch and of the number of threads. A product of coefficients that overflows is not
+    rescued.
 
     Raises:
         TypeError: an argument is not a tensor, or has another dtype than wanted.
         ValueError: shapes or devices do not agree, or the backend cannot serve.
 
-    Source: Blelloch, "Prefix sums and their applications" (1990), §1.4; Martin and Cundy, "Parallelizing linear recurrent neural nets
-    over sequence length" (2018), equation 2.
+    Source: Blelloch, "Prefix sums and their applications" (1990), §1.4; Martin and Cundy, "Parallelizing linear
+    recurrent neural nets over sequence length" (2018), equation 2.
     """
     door = "linear_scan"
     _check_floating(door, "values", values, real=False)
@@ -78,24 +80,27 @@ def mingru_scan(
 ) -> tuple[Tensor, Tensor]:
     """minGRU's recurrence from its projection, gates and scan in one pass.
 
-    z_t = sigmoid(k_t), h_t = (1 - z_t) ⊙ h_{t-1} + z_t ⊙ act(v_t), where projection = [k | v]. z writes: it weighs the candidate
-    (in nn.GRU z keeps). Defined as the gates followed by `linear_scan`; neither a_t nor b_t is written to memory.
+    z_t = sigmoid(k_t), h_t = (1 - z_t) ⊙ h_{t-1} + z_t ⊙ act(v_t), where projection = [k | v]. z writes: it weighs the
+    candidate (in nn.GRU z keeps). Defined as the gates followed by `linear_scan`; neither a_t nor b_t is written to
+    memory.
 
     Args:
-        projection: (B, T, 2H), blocks [gate k | candidate v]; float32, float64, bfloat16 or float16; the last dimension contiguous,
-            any strides otherwise.
+        projection: (B, T, 2H), blocks [gate k | candidate v]; float32, float64, bfloat16 or float16; the last dimension
+            contiguous, any strides otherwise.
         initial: h_{-1}, (B, H); zeros if None.
-        reset: bool (B, T). Where true, step t begins a new sequence: what is carried into it is `restart`, by selection.
+        reset: bool (B, T). Where true, step t begins a new sequence: what is carried into it is `restart`, by
+            selection.
         restart: (H,), the state at the beginning of a sequence after a reset; zeros if None.
-        lengths: int64 (B,). Steps at or beyond a length are padding: h is 0 there, the state passes them by, nothing reaches their
-            gradient, whatever they hold. A reverse scan begins at the last step that is not padding.
+        lengths: int64 (B,). Steps at or beyond a length are padding: h is 0 there, the state passes them by, nothing
+            reaches their gradient, whatever they hold. A reverse scan begins at the last step that is not padding.
         reverse: from the last step to the first, as in `linear_scan`.
-        activation: "g", x + 1/2 where x >= 0 and sigmoid(x) elsewhere, the paper's log-space form; "identity", its vanilla form; "tanh".
+        activation: "g", x + 1/2 where x >= 0 and sigmoid(x) elsewhere, the paper's log-space form; "identity", its
+            vanilla form; "tanh".
         backend: as in `linear_scan`.
 
     Returns:
-        h, (B, T, H), in the dtype of the projection; and the last state, (B, H), in the dtype in which states are kept (float32 for
-        16-bit input), so that carrying it on loses nothing. With T = 0 that is `initial`.
+        h, (B, T, H), in the dtype of the projection; and the last state, (B, H), in the dtype in which states are kept
+        (float32 for 16-bit input), so that carrying it on loses nothing. With T = 0 that is `initial`.
 
     Numerics and errors: as in `linear_scan`.
 
@@ -123,7 +128,8 @@ def minlstm_scan(
 
     Args:
         projection: (B, T, 3H), blocks [forget k | input j | candidate v].
-        normalize: the paper's length-independent scaling. Two shut gates, f = i = 0, are no 0/0: the quotient is taken of logarithms.
+        normalize: the paper's length-independent scaling. Two shut gates, f = i = 0, are no 0/0: the quotient is taken
+            of logarithms.
         initial, reset, restart, lengths, reverse, activation, backend: as in `mingru_scan`.
 
     Returns, numerics and errors: as in `mingru_scan`.

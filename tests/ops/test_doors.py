@@ -1,0 +1,131 @@
+"""What the doors of the scans refuse, and what they say; which backend runs, and why another cannot."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from minrnn.ops import describe, last_backend, linear_scan, mingru_scan, minlstm_scan, why_not
+
+P = torch.zeros(2, 16, 8)
+CASES = [
+    (lambda: linear_scan(torch.ones(2, 16, 8), torch.ones(2, 16)), ValueError, "linear_scan: values must be (B, T, H)"),
+    (
+        lambda: linear_scan(torch.ones(2, 15, 8), torch.ones(2, 16, 8)),
+        ValueError,
+        "linear_scan: coeffs must be broadcastable to (B, T, H) = (2, 16, 8), got (2, 15, 8)",
+    ),
+    (lambda: linear_scan(torch.ones(1, 2, 16, 8), torch.ones(2, 16, 8)), ValueError, "got (1, 2, 16, 8)"),
+    (lambda: linear_scan([1.0], P), TypeError, "linear_scan: coeffs must be a torch.Tensor, got list"),
+    (
+        lambda: linear_scan(P.double(), P),
+        TypeError,
+        "coeffs must have the dtype of values, torch.float32, got torch.float64",
+    ),
+    (
+        lambda: linear_scan(P.long(), P.long()),
+        TypeError,
+        "values must be float32, float64, bfloat16 or float16, complex64",
+    ),
+    (
+        lambda: mingru_scan(P.cfloat()),
+        TypeError,
+        "mingru_scan: projection must be float32, float64, bfloat16 or float16, got",
+    ),
+    (lambda: mingru_scan(P[..., :7]), ValueError, "mingru_scan: projection must be (B, T, 2H)"),
+    (lambda: minlstm_scan(P), ValueError, "minlstm_scan: projection must be (B, T, 3H)"),
+    (lambda: mingru_scan(P[0]), ValueError, "got (16, 8)"),
+    (lambda: mingru_scan(P, torch.zeros(2, 8)), ValueError, "initial must be (B, H) = (2, 4), got (2, 8)"),
+    (lambda: mingru_scan(P, torch.zeros(2, 4).double()), TypeError, "initial must be torch.float32 or torch.float32"),
+    (
+        lambda: mingru_scan(P.bfloat16(), torch.zeros(2, 4).half()),
+        TypeError,
+        "initial must be torch.float32 or torch.bfloat16",
+    ),
+    (
+        lambda: mingru_scan(P, torch.zeros(2, 4, device="meta")),
+        ValueError,
+        "initial must be on cpu as the input is, got meta",
+    ),
+    (lambda: mingru_scan(P, reset=torch.zeros(2, 16)), TypeError, "reset must be bool, got torch.float32"),
+    (
+        lambda: mingru_scan(P, reset=torch.zeros(16, 2).bool()),
+        ValueError,
+        "reset must be (B, T) = (2, 16), got (16, 2)",
+    ),
+    (lambda: mingru_scan(P, restart=torch.zeros(5)), ValueError, "restart must be (H,) = (4,), got (5,)"),
+    (lambda: mingru_scan(P, lengths=torch.tensor([1.0, 2.0])), TypeError, "lengths must be int64, got torch.float32"),
+    (lambda: mingru_scan(P, lengths=torch.tensor([1])), ValueError, "lengths must be (B,) = (2,), got (1,)"),
+    (
+        lambda: mingru_scan(P, activation="relu"),
+        ValueError,
+        "activation must be one of ('g', 'identity', 'tanh'), got 'relu'",
+    ),
+    (lambda: mingru_scan(P, backend="cuda"), ValueError, "backend must be one of"),
+    (
+        lambda: mingru_scan(P.to("meta"), backend="native"),
+        ValueError,
+        "backend 'native' was asked for, but the native backend serves CPU tensors, got one on meta",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_refusals(case):
+    call, kind, words = CASES[case]
+    with pytest.raises(kind) as caught:
+        call()
+    assert words in str(caught.value)
+
+
+def test_the_backend_follows_the_tensor_unless_forced(monkeypatch):
+    assert why_not("native", P) is None
+    mingru_scan(P)
+    assert last_backend() == "native"
+    assert mingru_scan(P.to("meta"))[0].shape == (2, 16, 4)
+    assert last_backend() == "parallel"
+    monkeypatch.setenv("MINRNN_BACKEND", "parallel")
+    mingru_scan(P)
+    assert last_backend() == "parallel"
+    mingru_scan(P, backend="reference")
+    assert last_backend() == "reference"
+    assert set(describe()) == {"native", "parallel", "reference"}
+
+
+def test_without_the_library_one_warning_and_the_parallel_backend(tmp_path):
+    """As after an install on a machine without a compiler: a copy of the package without its C library."""
+    script = """
+import warnings, torch, minrnn.ops.native as native
+native._load.cache_clear()
+native.minrnn.ops.__path__ = []
+from minrnn.ops import last_backend, mingru_scan
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        mingru_scan(torch.zeros(1, 3, 4))
+assert last_backend() == "parallel"
+assert len(caught) == 1 and "no C library was built" in str(caught[0].message), caught
+try:
+    mingru_scan(torch.zeros(1, 3, 4), backend="native")
+except ValueError as error:
+    assert "no C library was built" in str(error)
+else:
+    raise SystemExit("a forced backend that cannot serve went through")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "MINRNN_BACKEND": ""})
+
+
+def test_a_forked_process_runs_on_one_thread():
+    """OpenMP's threads do not survive a fork; the child must not wait for them."""
+    x = torch.randn(4, 4000, 64, requires_grad=True)
+    wanted, _ = mingru_scan(x)  # starts the pool in the parent
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        same = torch.equal(mingru_scan(x)[0], wanted)
+        os.write(write, b"same" if same else b"else")
+        os._exit(0)
+    assert os.read(read, 4) == b"same"
+    os.waitpid(child, 0)

@@ -1,0 +1,133 @@
+"""The scans under PyTorch's transforms: gradcheck of both modes and orders, torch.func, torch.compile, opcheck."""
+
+import pytest
+import torch
+from torch.func import grad, jacfwd, jacrev, jvp, vmap
+
+from conftest import assert_close, backends_under_test
+from minrnn.ops import linear_scan, mingru_scan, minlstm_scan
+
+BACKENDS = backends_under_test()
+RESET = torch.tensor([[False, True, False, False, True], [True, False, False, True, False], [False] * 5])
+LENGTHS = torch.tensor([5, 3, 0])
+SURROUNDINGS = [{}, {"reset": RESET}, {"lengths": LENGTHS}, {"reset": RESET, "lengths": LENGTHS, "reverse": True}]
+
+
+def doubles(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize("context", SURROUNDINGS, ids=lambda c: "+".join(c) or "plain")
+@pytest.mark.parametrize(
+    ("scan", "blocks", "options"),
+    [
+        (mingru_scan, 2, {"activation": "g"}),
+        (mingru_scan, 2, {"activation": "tanh"}),
+        (minlstm_scan, 3, {"activation": "identity"}),
+        (minlstm_scan, 3, {"normalize": False}),
+    ],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck_gated(backend, scan, blocks, options, context):
+    restart = (doubles(2),) if "reset" in context else ()
+
+    def run(projection, initial, *restart):
+        return scan(projection, initial, restart=restart[0] if restart else None, backend=backend, **options, **context)
+
+    inputs = (doubles(3, 5, blocks * 2), doubles(3, 2), *restart)
+    assert torch.autograd.gradcheck(run, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5, 2), (2,), (5, 1)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradcheck_linear(backend, shape, dtype):
+    inputs = [(torch.randn(s, dtype=dtype) * 0.7).requires_grad_() for s in (shape, (3, 5, 2), (3, 2))]
+    for context in ({}, {"reset": RESET, "reverse": True}):
+
+        def run(a, b, h, context=context):
+            return linear_scan(a, b, h, backend=backend, **context)
+
+        assert torch.autograd.gradcheck(run, inputs, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_torch_func(backend):
+    """grad, vmap, jvp and every nesting of two derivatives, against the step loop under PyTorch's own rules."""
+
+    def loss(p, backend=backend):
+        return mingru_scan(p, backend=backend)[0].sin().sum()
+
+    def oracle(p):
+        return loss(p, "reference")
+
+    p = torch.randn(3, 5, 4, dtype=torch.float64)
+    assert_close(grad(loss)(p), grad(oracle)(p), p.dtype)
+    assert_close(vmap(grad(lambda one: loss(one[None])))(p), grad(oracle)(p), p.dtype)
+    assert_close(jvp(loss, (p,), (p,))[1], jvp(oracle, (p,), (p,))[1], p.dtype)
+    wanted = torch.autograd.functional.hessian(oracle, p[:1])
+    for outer in (jacfwd, jacrev):
+        for inner in (jacfwd, jacrev):
+            assert_close(outer(inner(loss))(p[:1]), wanted, p.dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_vmap_joins_the_batch(backend):
+    values, reset = torch.randn(4, 3, 5, 2), torch.rand(4, 3, 5) < 0.3
+    for shape, dim in (((4, 3, 5, 2), 0), ((4, 2), 0), ((5, 4, 1), 1), ((2,), None)):
+        coeffs = torch.rand(shape)
+        mapped = vmap(lambda a, b, r: linear_scan(a, b, reset=r, backend=backend), in_dims=(dim, 0, 0))(
+            coeffs, values, reset
+        )
+        for i in range(4):
+            one = coeffs if dim is None else coeffs.select(dim, i)
+            assert_close(mapped[i], linear_scan(one, values[i], reset=reset[i], backend="reference"), torch.float32)
+    restarts = torch.randn(4, 2)
+    projection = torch.randn(3, 5, 4)
+    mapped = vmap(lambda s: mingru_scan(projection, reset=reset[0], restart=s, backend=backend)[0])(restarts)
+    for i in range(4):
+        alone = mingru_scan(projection, reset=reset[0], restart=restarts[i], backend="reference")[0]
+        assert_close(mapped[i], alone, torch.float32)
+
+
+def test_compile_with_dynamic_time(monkeypatch):
+    """One graph, no break, no recompilation for a new length; compiled = eager, forward and backward."""
+    compiles = 0
+
+    def count(graph, inputs):
+        nonlocal compiles
+        compiles += 1
+        return torch._inductor.compile(graph, inputs)
+
+    def run(p, h, reset, lengths):
+        out, last = mingru_scan(p, h, reset=reset, lengths=lengths)
+        return out.sin().sum() + last.sum() + linear_scan(out.sigmoid(), out, h, reverse=True).sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, dynamic=True, backend=count)
+    for time in (5, 9, 33):
+        p, h = torch.randn(3, time, 8, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+        reset, lengths = torch.rand(3, time) < 0.2, torch.randint(0, time + 1, (3,))
+        mine, theirs = compiled(p, h, reset, lengths), run(p, h, reset, lengths)
+        assert_close(mine, theirs, torch.float32)
+        for a, b in zip(torch.autograd.grad(mine, (p, h)), torch.autograd.grad(theirs, (p, h)), strict=True):
+            assert_close(a, b, torch.float32)
+    assert compiles == 1
+
+
+@pytest.mark.parametrize("gates", ["mingru", "minlstm", "minlstm_unnormalized", ""])
+def test_opcheck(gates):
+    reset, lengths = (RESET, LENGTHS) if gates else (RESET, None)
+    restart = torch.randn(3, 2, requires_grad=True) if gates else None
+    source = torch.rand(3, 5, 2 * {"mingru": 2, "": 1}.get(gates, 3), requires_grad=True)
+    values = None if gates else torch.randn(3, 5, 2, requires_grad=True)
+    state = torch.randn(3, 2, requires_grad=True)
+    inputs = (source, values, state, reset, restart, lengths, gates, "g" if gates else "", False, "")
+    torch.library.opcheck(torch.ops.minrnn.scan, inputs)
+    hidden, last = torch.ops.minrnn.scan(*inputs)
+    detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs]
+    gradient = (torch.randn_like(hidden), torch.randn_like(last))
+    arguments = (*gradient, *detached[:6], hidden.detach(), *inputs[6:])
+    torch.library.opcheck(torch.ops.minrnn.scan_backward, arguments, test_utils=("test_schema", "test_faketensor"))
