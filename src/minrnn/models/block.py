@@ -59,7 +59,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        before, mixed = (None, None) if state is None else state
+        before, mixed = self.initial_state(len(x)) if state is None else state
         if self.conv is not None:
             y, before = self.conv(x, before, reset=reset)
             x = x + y
@@ -71,7 +71,7 @@ class Block(nn.Module):
 
     def initial_state(self, batch_size: int) -> Any:
         """The state at the beginning of `batch_size` sequences."""
-        before = None if self.conv is None else self.conv.initial_state(batch_size)
+        before = () if self.conv is None else self.conv.initial_state(batch_size)
         return before, self.mixer.initial_state(batch_size)
 
 
@@ -95,11 +95,11 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        states = (None,) * len(self.blocks) if state is None else state
-        if len(states) != len(self.blocks):
-            raise ValueError(f"Backbone: state must be that of {len(self.blocks)} blocks, got {len(states)}")
+        state = self.initial_state(len(x)) if state is None else state
+        if len(state) != len(self.blocks):
+            raise ValueError(f"Backbone: state must be that of {len(self.blocks)} blocks, got {len(state)}")
         after = []
-        for block, before in zip(self.blocks, states, strict=True):
+        for block, before in zip(self.blocks, state, strict=True):
             x, carried = block(x, before, reset=reset)
             after.append(carried)
         return self.norm(x), tuple(after)

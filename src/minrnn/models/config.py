@@ -64,14 +64,14 @@ class LanguageModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LanguageModelConfig":
         """The config whose `to_dict` gave `values`; ValueError or TypeError where none could have."""
-        backbone = values.get("backbone")
-        if not isinstance(backbone, Mapping):
-            raise TypeError(f"LanguageModelConfig: backbone must be a mapping, got {type(backbone).__name__}")
-        return _make(cls, {**values, "backbone": _make(BackboneConfig, backbone)})
+        _check_fields(cls, values)
+        _check_fields(BackboneConfig, values["backbone"])
+        return cls(**{**values, "backbone": BackboneConfig(**values["backbone"])})
 
 
-def _make(config: Any, values: Mapping[str, Any]) -> Any:
-    known = {each.name for each in fields(config)}
-    if set(values) != known:
-        raise ValueError(f"{config.__name__}: fields must be {sorted(known)}, got {sorted(values)}")
-    return config(**values)
+def _check_fields(config: type, values: Mapping[str, Any]) -> None:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{config.__name__}: fields must be a mapping, got {type(values).__name__}")
+    known = [each.name for each in fields(config)]
+    if set(values) != set(known):
+        raise ValueError(f"{config.__name__}: fields must be {', '.join(known)}, got {', '.join(map(str, values))}")

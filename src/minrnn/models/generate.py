@@ -64,11 +64,11 @@ def _draw(
     tokens, state = torch.tensor([prompt], device=model.head.weight.device), None
     for _ in range(max_new_tokens):
         logits, state = model(tokens, state)
-        tokens = _sample(logits[:, -1].float(), temperature, top_k, top_p, generator)
+        tokens = sample(logits[:, -1].float(), temperature, top_k, top_p, generator)
         yield int(tokens)
 
 
-def _sample(
+def sample(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
 ) -> Tensor:
     """One token for each row of logits (B, V): (B, 1)."""
