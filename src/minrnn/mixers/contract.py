@@ -20,8 +20,6 @@ class Mixer(nn.Module, ABC):
     recurrent parts are float32 where the model is 16-bit.
     """
 
-    output: nn.Linear  # the last map, onto the residual stream; a stack scales its first weights
-
     @abstractmethod
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """Mix along time.

@@ -79,33 +79,36 @@ class MinRNNMixer(Mixer):
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
         door = type(self).__name__
         check_series(door, x, self.input.in_features, reset)
-        start = self._start()
         if state is None:
-            state = start.expand(len(x), -1)
+            state = self.initial_state(len(x))
         else:
             check_tensor(door, "state", state)
             check_shape(door, "state", state, "(B, H)", (len(x), self.hidden))
-        hidden, state = self.scan(self.input(x), state, reset, start)
+        hidden, state = self.scan(self.input(x), state, reset, self._restart())
         return self.output(hidden), state
 
     @abstractmethod
-    def scan(self, projection: Tensor, state: Tensor, reset: Tensor | None, restart: Tensor) -> tuple[Tensor, Tensor]:
+    def scan(
+        self, projection: Tensor, state: Tensor, reset: Tensor | None, restart: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The recurrence over a projection (B, T, blocks x H)."""
 
     def initial_state(self, batch_size: int) -> Tensor:
         """(batch_size, H)."""
-        return self._start().expand(batch_size, -1)
+        weight, restart = self.input.weight, self._restart()
+        dtype = accumulate_dtype(weight.dtype)
+        if restart is None:
+            return weight.new_zeros(batch_size, self.hidden, dtype=dtype)
+        return restart.to(dtype).expand(batch_size, -1)
 
     @property
     def state_size(self) -> int:
         """H."""
         return self.hidden
 
-    def _start(self) -> Tensor:
-        dtype = accumulate_dtype(self.input.weight.dtype)
-        if self.initial is None:
-            return self.input.weight.new_zeros(self.hidden, dtype=dtype)
-        return activate(self.initial, self.activation).to(dtype)
+    def _restart(self) -> Tensor | None:
+        """The learned state in which a sequence begins, (H,), if there is one."""
+        return None if self.initial is None else activate(self.initial, self.activation)
 
 
 class MinGRUMixer(MinRNNMixer):
@@ -120,7 +123,9 @@ class MinGRUMixer(MinRNNMixer):
 
     blocks = 2
 
-    def scan(self, projection: Tensor, state: Tensor, reset: Tensor | None, restart: Tensor) -> tuple[Tensor, Tensor]:
+    def scan(
+        self, projection: Tensor, state: Tensor, reset: Tensor | None, restart: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         return mingru_scan(projection, state, reset=reset, restart=restart, activation=self.activation)
 
 
@@ -142,7 +147,9 @@ class MinLSTMMixer(MinRNNMixer):
         with torch.no_grad():
             self.input.bias[: self.hidden] += config.forget_bias
 
-    def scan(self, projection: Tensor, state: Tensor, reset: Tensor | None, restart: Tensor) -> tuple[Tensor, Tensor]:
+    def scan(
+        self, projection: Tensor, state: Tensor, reset: Tensor | None, restart: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         return minlstm_scan(
             projection, state, reset=reset, restart=restart, activation=self.activation, normalize=self.normalize
         )

@@ -5,11 +5,10 @@ B batch, T time, D model width.
 
 from typing import Any, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minrnn.mixers import CausalConv, Mixer, make_mixer
+from minrnn.mixers import CausalConv, make_mixer
 from minrnn.models.config import BackboneConfig
 
 
@@ -78,8 +77,6 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """Blocks one after the other, and a last norm. It is called as a `Mixer` is, and its state is as opaque.
 
-    The maps onto the residual stream begin smaller by the square root of their number, so that depth does not widen it.
-
     Args:
         config: how many blocks, and of what.
     """
@@ -88,10 +85,6 @@ class Backbone(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width, bias=False)
-        onto_residual = [part.output for part in self.modules() if isinstance(part, (Mixer, MLP))]
-        with torch.no_grad():
-            for output in onto_residual:
-                output.weight /= len(onto_residual) ** 0.5
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
