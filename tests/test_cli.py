@@ -156,6 +156,14 @@ def test_every_key_can_come_from_a_file(run, tmp_path):
     assert stored == {**first, "steps": 5}
 
 
+def test_bytes_are_tokens_too(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("naïve café — ☕\n" * 100)
+    out = tmp_path / "run"
+    assert main(["train", "--data", str(tmp_path / "text.txt"), "--tokens", "bytes", "--out", str(out), *SMALL]) == 0
+    assert main(["generate", str(out), "--prompt", "a prompt of unseen characters: żółw ", "--length", "20"]) == 0
+    assert "żółw" in capsys.readouterr().out
+
+
 def test_presets_are_found_by_name(tmp_path, text):
     out = tmp_path / "run"
     assert (

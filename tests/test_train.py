@@ -254,6 +254,27 @@ def test_run_config_is_a_flat_table():
         RunConfig.from_dict({"nonsense": 1})
 
 
+def test_devices_share_a_batch():
+    with pytest.raises(ValueError, match="batch_size must be a multiple of devices = 3, got 4"):
+        RunConfig(TextConfig(batch_size=4), train=TrainConfig(devices=3))
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(config, tmp_path):
+    """Lightning starts the second with the same command."""
+    losses = []
+    for devices in (1, 2):
+        settings = {**config.to_dict(), "dropout": 0.0, "devices": devices, "steps": 20}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        run = tmp_path / str(devices)
+        command = ["-m", "minrnn.cli", "train", "--config", str(tmp_path / "config.json"), "--out", str(run)]
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("parameters, in") == 1
+        losses.append([line.get("loss", line.get("held_out")) for line in curve(run)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def test_a_directory_that_is_no_run_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"must be the directory of a run, got no train.json"):
         RunConfig.of_run(tmp_path)

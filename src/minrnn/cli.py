@@ -47,16 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return _fail(name, str(error))
     except KeyboardInterrupt:
+        _fail(name, "stopped")
         return STOPPED
 
 
 def train(arguments: list[str]) -> int:
     """Train a language model. With no argument: a minGRU on Python's own manual, three minutes on two cores."""
     import jsonargparse
-    from rich.console import Console
 
     from minrnn.train.config import PARTS, RunConfig
     from minrnn.train.module import Interrupted
+    from minrnn.train.progress import make_console
     from minrnn.train.run import train as train_run
 
     presets = resources.files("minrnn") / "configs"
@@ -93,7 +94,7 @@ def train(arguments: list[str]) -> int:
         for key, value in given.items():
             if value != (kept := config.to_dict()[key]):
                 raise ValueError(f"--{key} must be {kept!r} to resume the run in {run}, got {value!r}")
-    console = Console()
+    console = make_console()
     if os.environ.setdefault(HUGE_PAGES, "1") == "1":  # torch reads it at its first allocation
         console.print(f"[dim]{HUGE_PAGES}=1: torch's CPU allocator uses huge pages[/]", highlight=False)
     try:

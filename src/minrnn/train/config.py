@@ -79,6 +79,11 @@ class RunConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        size, devices = self.task.batch_size, self.train.devices
+        if size % devices:
+            raise ValueError(f"RunConfig: batch_size must be a multiple of devices = {devices}, got {size}")
+
     def to_dict(self) -> dict[str, Any]:
         """The fields of all parts, in one table."""
         return {name: value for part in PARTS for name, value in asdict(getattr(self, part)).items()}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def draw_curve(lines: list[dict[str, float]], path: Path, title: str) -> None:
@@ -20,7 +21,7 @@ def draw_curve(lines: list[dict[str, float]], path: Path, title: str) -> None:
     low = min(value for _, value in train + held_out)
     axes.set_ylim(low - 0.1, min(max(value for _, value in train), low + 2))
     axes.set(title=title, xlabel="step", ylabel="nats per token")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

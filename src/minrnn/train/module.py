@@ -1,6 +1,7 @@
 """The two Lightning pieces of a run: what is optimised, and what happens between two steps."""
 
 import itertools
+import math
 import signal
 import threading
 import time
@@ -71,7 +72,8 @@ class Journal(L.Callback):
     def __init__(self, run: Path, metrics: Metrics, log_every: int = 10) -> None:
         self.run, self.metrics, self.log_every = run, metrics, log_every
         self.seconds = 0.0  # of all sessions of this run
-        self.held_out: float | None = None  # the latest
+        self.loss = math.nan  # the latest
+        self.held_out: float | None = None
         self._asked_to_stop: int | None = None
         self._handlers: dict[int, Any] = {}
 
@@ -92,10 +94,11 @@ class Journal(L.Callback):
     ) -> None:
         step, config = trainer.global_step, module.config
         self.seconds = time.monotonic() - self._started
+        self.loss = trainer.strategy.reduce(outputs["loss"], reduce_op="mean").item()
         last = step == config.steps
         if trainer.is_global_zero and (step % self.log_every == 0 or last):
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
-            self.metrics.append(step, loss=outputs["loss"].item(), lr=rate, seconds=round(self.seconds, 3))
+            rate = config.lr * config.schedule(step - 1)
+            self.metrics.append(step, loss=self.loss, lr=rate, seconds=round(self.seconds, 3))
         if step % config.eval_every == 0 or last:
             module.eval()
             self.held_out = module.task.evaluate(module.model, device=module.device)

@@ -4,11 +4,17 @@ import time
 from typing import Any
 
 import lightning.pytorch as L
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
 from minrnn.train.module import Journal
+
+
+def make_console() -> Console:
+    """The standard output; silent in all processes of a run but the first."""
+    return Console(quiet=rank_zero_only.rank > 0)
 
 
 class Bar(L.Callback):
@@ -36,7 +42,7 @@ class Bar(L.Callback):
         rate = batch.shape[0] * (batch.shape[1] - 1) * trainer.world_size / pace
         left = round(pace * (trainer.max_steps - step))
         held_out = self.journal.held_out
-        status = f"loss {outputs['loss'].item():.3f}"
+        status = f"loss {self.journal.loss:.3f}"
         status += "" if held_out is None else f" · held out {held_out:.3f}"
         status += f" · {rate / 1000:,.1f}k tokens/s · {left // 60}:{left % 60:02d} left"
         if self.console.is_terminal:

@@ -18,7 +18,7 @@ from minrnn.train.config import RunConfig
 from minrnn.train.curve import draw_curve
 from minrnn.train.files import CheckpointFile, Metrics
 from minrnn.train.module import Journal, Training
-from minrnn.train.progress import Bar
+from minrnn.train.progress import Bar, make_console
 
 
 def train(config: RunConfig, out: Path, *, resume: bool = False, console: Console | None = None) -> dict[str, float]:
@@ -41,7 +41,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    console = console or Console()
+    console = console or make_console()
     main_process = rank_zero_only.rank == 0  # Lightning starts the others with this same call
     if main_process and not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
@@ -57,6 +57,8 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
         save(model, out)
         tokenizer_file, config_file = task.tokenizer.to_str(), json.dumps(config.to_dict(), indent=2) + "\n"
         replace_files({out / "tokenizer.json": tokenizer_file.encode(), out / "train.json": config_file.encode()})
+    _say(console, f"{config.backbone.mixer}, {_parameters(model):,} parameters, in {out}")
+    _say(console, f"{config.task.data}: {len(task.train):,} tokens to train on, {len(task.held_out) - 1:,} held out")
     journal = Journal(out, Metrics(out / "metrics.jsonl"))
     _fit(Training(model, task, config.train), journal, console)
     return _finish(model.eval(), task, journal, console) if main_process else {}
@@ -71,7 +73,7 @@ def _fit(module: Training, journal: Journal, console: Console) -> None:
         precision=config.precision,
         devices=config.devices,
         accelerator="auto",
-        callbacks=[journal, *([Bar(console, journal)] if rank_zero_only.rank == 0 else [])],
+        callbacks=[journal, Bar(console, journal)],
         plugins=[CheckpointFile()],
         logger=False,
         enable_checkpointing=False,
@@ -89,7 +91,7 @@ def _finish(model: LanguageModel, task: TextTask, journal: Journal, console: Con
         "held_out": [line["held_out"] for line in lines if "held_out" in line][-1],
         "held_out_carried": task.evaluate(model, carried=True),
         "steps": lines[-1]["step"],
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": _parameters(model),
         "seconds": round(journal.seconds, 1),
     }
     replace_files({journal.run / "result.json": (json.dumps(result, indent=2) + "\n").encode()})
@@ -97,13 +99,21 @@ def _finish(model: LanguageModel, task: TextTask, journal: Journal, console: Con
     prompt = task.held_out[: task.config.length].tolist()
     ids = generate(model, prompt, max_new_tokens=300, temperature=0.8, generator=torch.Generator().manual_seed(0))
     console.rule("a sample", align="left")
-    console.print("".join(decode_stream(task.tokenizer, ids)), markup=False, highlight=False)
+    _say(console, "".join(decode_stream(task.tokenizer, ids)))
     console.rule("the end", align="left")
-    for line in (
-        f"held out: {result['held_out']:.4f} nats per token in windows of {task.config.length} from zero state, "
-        f"{result['held_out_carried']:.4f} with the state carried on",
-        f"{result['parameters']:,} parameters, {result['steps']:,} steps, {result['seconds']:.0f} s; {journal.run} "
-        "holds the model, its curve (curve.png) and all measurements (metrics.jsonl)",
-    ):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    windows = f"in windows of {task.config.length} from zero state"
+    losses = (
+        f"{result['held_out']:.4f} nats per token {windows}, {result['held_out_carried']:.4f} with the state carried on"
+    )
+    _say(console, f"held out: {losses}")
+    steps = f"{result['steps']:,} steps in {result['seconds']:.0f} s"
+    _say(console, f"{steps}; the model, curve.png and metrics.jsonl are in {journal.run}")
     return result
+
+
+def _parameters(model: LanguageModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
