@@ -121,7 +121,8 @@ def test_a_block_is_its_equation():
 
     u = x + block.conv(x)[0]
     u = u + block.mixer(norm(u, block.mixer_norm.weight))[0]
-    value, gate = (norm(u, block.mlp_norm.weight) @ block.mlp.input.weight.T + block.mlp.input.bias).split(2 * D, -1)
+    normed = norm(u, block.mlp_norm.weight)
+    value, gate = (normed @ part.weight.T + part.bias for part in (block.mlp.value, block.mlp.gate))
     gated = value * gate * (1 + torch.erf(gate / math.sqrt(2))) / 2
     expected = u + gated @ block.mlp.output.weight.T + block.mlp.output.bias
     assert_close(block(x)[0], expected, torch.float64)
@@ -198,6 +199,7 @@ def test_a_state_of_another_batch_is_refused():
         (ValueError, "layers must be at least 1, got 0", {"layers": 0}),
         (ValueError, "conv must be at least 0, got -1", {"conv": -1}),
         (ValueError, "mlp must be at least 0, got nan", {"mlp": math.nan}),
+        (ValueError, "mlp must be at least 0, got inf", {"mlp": math.inf}),
         (ValueError, r"dropout must be in \[0, 1\), got 1", {"dropout": 1}),
         (ValueError, "one of mingru, minlstm, got 'gru'", {"mixer": "gru"}),
         (ValueError, "options of mingru must be among .* got 'expand'", {"mixer_options": {"expand": 2}}),
@@ -237,7 +239,8 @@ def test_only_matrices_decay():
         "conv.output.weight",
         "mixer.input.weight",
         "mixer.output.weight",
-        "mlp.input.weight",
+        "mlp.value.weight",
+        "mlp.gate.weight",
         "mlp.output.weight",
     }
     torch.optim.AdamW([decaying, others], lr=1e-3)
@@ -308,6 +311,15 @@ def test_unknown_and_missing_fields_are_refused(run):
     values["backbone"]["depth"] = values["backbone"].pop("layers")
     (run / "config.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match="BackboneConfig: fields must be width, layers, .* got .* depth"):
+        load(run)
+
+
+@pytest.mark.parametrize(("name", "value"), [("width", 10**12), ("width", 10**30), ("conv", 10**15), ("mlp", 1e30)])
+def test_sizes_beyond_any_machine_are_refused(run, name, value):
+    values = json.loads((run / "config.json").read_text())
+    values["backbone"][name] = value
+    (run / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="must be"):
         load(run)
 
 

@@ -13,11 +13,11 @@ from minrnn.models.config import BackboneConfig
 
 
 class MLP(nn.Module):
-    """y = dropout(W_out (u ⊙ gelu(v)) + b_out), [u | v] = W_in x + b_in: a gated MLP.
+    """y = dropout(W_out (u ⊙ gelu(v)) + b_out), u = W_value x + b_value, v = W_gate x + b_gate: a gated MLP.
 
     Args:
         width: D.
-        hidden: of u and v.
+        hidden: of u and v. (Of one wider map they would cost autograd a concatenation.)
         dropout: share of y that is dropped in training.
 
     Source: Shazeer, "GLU variants improve Transformer" (2020), GEGLU.
@@ -25,14 +25,14 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.input = nn.Linear(width, 2 * hidden)
+        self.value = nn.Linear(width, hidden)
+        self.gate = nn.Linear(width, hidden)
         self.output = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        value, gate = self.input(x).chunk(2, -1)
-        return self.dropout(self.output(value * F.gelu(gate)))
+        return self.dropout(self.output(self.value(x) * F.gelu(self.gate(x))))
 
 
 class Block(nn.Module):

@@ -1,5 +1,6 @@
 """What a model is made of: small frozen dataclasses, checked when made, to and from plain values for JSON."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -33,7 +34,7 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         check_types(self)
         for name, least in (("width", 1), ("layers", 1), ("conv", 0), ("mlp", 0)):
-            if not getattr(self, name) >= least:
+            if not least <= getattr(self, name) < math.inf:
                 raise ValueError(f"BackboneConfig: {name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"BackboneConfig: dropout must be in [0, 1), got {self.dropout}")

@@ -68,7 +68,7 @@ def load(run: str | os.PathLike[str]) -> LanguageModel:
     try:
         with torch.device("meta"):
             model = LanguageModel(LanguageModelConfig.from_dict(json.loads(config.read_bytes())))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: sizes beyond any tensor
         raise ValueError(f"load: {config} must be the config of a model, got: {error}") from error
     try:
         model.load_state_dict(safetensors.torch.load(weights.read_bytes()), assign=True)
