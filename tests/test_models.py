@@ -51,7 +51,6 @@ def make_language(name="mingru"):
     """A small model whose outputs differ as those of a trained one do."""
     torch.manual_seed(0)
     model = LanguageModel(LanguageModelConfig(V, STACKS[name])).double().eval()
-    torch.nn.init.normal_(model.embedding.weight)
     torch.nn.init.normal_(model.head.weight, std=2)
     return model
 

@@ -25,7 +25,6 @@ class LanguageModel(nn.Module):
         self.config = config
         width = config.backbone.width
         self.embedding = nn.Embedding(config.vocabulary, width)
-        nn.init.normal_(self.embedding.weight, std=0.02)
         self.backbone = Backbone(config.backbone)
         self.head = nn.Linear(width, config.vocabulary, bias=False)
 
