@@ -1,7 +1,7 @@
 """The parity harness. Whole = any chunking = stepped; with resets = separate sequences; padded = one by one.
 
-Values and gradients. What is tested is a callable `run(x, state, *, reset=None, lengths=None) -> (y, state)` with x and y
-(B, T, *) and the state a tensor, a pytree of tensors, or None for the beginning. Every op, layer and mixer is a row of it.
+Values and gradients. What is tested is a callable `run(x, state, *, reset=None, lengths=None) -> (y, state)` with x and
+y (B, T, *) and the state a tensor, a pytree of tensors, or None for the beginning. Every op, layer and mixer is a row.
 """
 
 import itertools

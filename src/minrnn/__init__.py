@@ -1,6 +1,9 @@
 """minGRU and minLSTM: recurrent layers that train in parallel over time and run with one small state."""
 
+from minrnn.layers import MinGRU, MinGRUCell, MinLSTM, MinLSTMCell
+from minrnn.models import load
 from minrnn.ops import linear_scan
+from minrnn.replace import replace_rnn
 
-__all__ = ["linear_scan"]
+__all__ = ["MinGRU", "MinGRUCell", "MinLSTM", "MinLSTMCell", "linear_scan", "load", "replace_rnn"]
 __version__ = "0.1.0"

@@ -6,8 +6,6 @@ Any dtype, any device, differentiable by PyTorch's own autograd: nothing here sh
 import torch
 from torch import Tensor
 
-from minrnn.ops import gates as _gates
-
 
 def scan(
     coeffs: Tensor,
@@ -25,13 +23,15 @@ def scan(
     `reset` bool (B, T), `lengths` int (B,). Returns: h (B, T, H), zero beyond a length, and the last state (B, H).
     """
     batch, time, hidden = values.shape
-    coeffs = coeffs.expand(values.shape)
+    # Taken apart once: the gradient of each single step of a tensor would be as large as the tensor.
+    steps = list(zip(coeffs.expand(values.shape).unbind(1), values.unbind(1), strict=True))
     state = values.new_zeros(batch, hidden) if initial is None else initial
     restart = torch.zeros_like(state) if restart is None else restart
     outputs: list[Tensor] = [state] * time
     for t in reversed(range(time)) if reverse else range(time):
+        coeff, value = steps[t]
         carried = state if reset is None else torch.where(reset[:, t, None], restart, state)
-        new = coeffs[:, t] * carried + values[:, t]
+        new = coeff * carried + value
         if lengths is None:
             outputs[t] = state = new
         else:
@@ -39,11 +39,3 @@ def scan(
             state = torch.where(valid, new, state)
             outputs[t] = torch.where(valid, new, torch.zeros_like(new))
     return (torch.stack(outputs, 1) if time else torch.zeros_like(values)), state
-
-
-def gated_scan(
-    projection: Tensor, gates: str, activation: str, initial: Tensor | None, **rest
-) -> tuple[Tensor, Tensor]:
-    """The fused scans by their definition: gates, then the loop."""
-    coeffs, values = _gates.coefficients(projection, gates, activation)
-    return scan(coeffs, values, initial, **rest)

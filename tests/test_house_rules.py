@@ -1,0 +1,122 @@
+"""The rules of the house, as far as a test can read them: imports point one way, public names are documented, files stay short, the
+README's snippets run, links between documents lead somewhere."""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "minrnn"
+# The one way down. A module imports what stands to its left, or its own folder.
+ORDER = ("_shapes", "ops", "layers", "mixers", "models", "tasks", "train", "bench", "cli")
+# Files that belong to a level but are not it.
+LEVEL = {"_gated": "layers", "_stack": "layers", "replace": "layers", "info": "cli"}
+HEAVY = ("lightning", "matplotlib", "tokenizers", "rich", "jsonargparse", "pooch", "numpy", "safetensors", "triton", "pydoc_data")
+
+
+def sources() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def level(module: str) -> int | None:
+    """Where `minrnn.<name>...` stands in the order; None for the package itself."""
+    parts = module.split(".")
+    if len(parts) < 2 or parts[0] != "minrnn":
+        return None
+    name = LEVEL.get(parts[1], parts[1])
+    return ORDER.index(name) if name in ORDER else None
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            found += [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    own = "minrnn." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    here = level(own)
+    if own == "minrnn.__init__":
+        return
+    assert here is not None, f"{own} has no place in the order"
+    for name in imports(path):
+        there = level(name)
+        if there is not None:
+            assert there <= here, f"{own} imports {name}, which stands to its right"
+
+
+def test_import_is_light():
+    """`import minrnn` loads no extra, compiles nothing, loads no C library."""
+    script = f"""
+import sys, minrnn
+heavy = [m for m in {HEAVY!r} if m in sys.modules and m not in before]
+assert not heavy, heavy
+from minrnn.ops import native
+assert native._load.cache_info().currsize == 0
+"""
+    subprocess.run([sys.executable, "-c", "import sys, torch; before = set(sys.modules)" + script], check=True)
+
+
+def public_objects() -> list[tuple[str, object]]:
+    import minrnn
+
+    found = []
+    for module in (minrnn, *(importlib.import_module(f"minrnn.{m}") for m in ("ops", "mixers", "models", "tasks"))):
+        found += [(f"{module.__name__}.{name}", getattr(module, name)) for name in module.__all__]
+    return [(name, thing) for name, thing in found if inspect.isclass(thing) or inspect.isfunction(thing)]
+
+
+@pytest.mark.parametrize("name", [name for name, _ in public_objects()])
+def test_public_names_are_documented(name):
+    thing = dict(public_objects())[name]
+    doc = inspect.getdoc(thing) or ""
+    assert doc, f"{name} has no docstring"
+    if inspect.isfunction(thing):
+        for parameter in inspect.signature(thing).parameters:
+            assert re.search(rf"\b{parameter}\b", doc), f"{name}: {parameter} is not in the docstring"
+
+
+def test_files_stay_short():
+    for path in [*sources(), *(PACKAGE / "ops" / "native").iterdir()]:
+        if path.suffix in (".py", ".c", ".h"):
+            assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_no_open_ends():
+    for path in sources():
+        text = path.read_text()
+        assert not re.search(r"\b(TODO|FIXME|XXX)\b", text), path
+        for node in ast.walk(ast.parse(text)):
+            assert not (isinstance(node, ast.Assert) and node.msg is None), f"{path}:{node.lineno}: an assert without words"
+
+
+def documents() -> list[Path]:
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda p: p.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_snippets_of_the_readme_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert blocks
+    scope: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), scope)
