@@ -30,6 +30,10 @@ MIXERS: dict[str, tuple[Any, Any]] = {
 def mixer_config(name: str, options: Mapping[str, Any]) -> Any:
     """The checked options of the mixer `name`, a frozen dataclass.
 
+    Args:
+        name: a key of `MIXERS`.
+        options: fields of its dataclass; those that are not there take their defaults.
+
     Raises:
         ValueError: no mixer has this name, or it has not these options.
     """
@@ -44,6 +48,6 @@ def mixer_config(name: str, options: Mapping[str, Any]) -> Any:
 
 
 def make_mixer(name: str, width: int, options: Mapping[str, Any]) -> Mixer:
-    """The mixer `name` for a model of `width` channels; errors as in `mixer_config`."""
+    """The mixer `name` with these `options` for a model of `width` channels; errors as in `mixer_config`."""
     config = mixer_config(name, options)
     return MIXERS[name][0](width, config)

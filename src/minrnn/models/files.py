@@ -14,6 +14,9 @@ from minrnn.models.language import LanguageModel
 def replace_files(contents: Mapping[Path, bytes]) -> None:
     """Write files beside their places, then put all into them: while there is no room for all, the old ones stay.
 
+    Args:
+        contents: what is to stand in each file.
+
     Raises:
         OSError: not all could be written; nothing has changed.
     """
@@ -35,6 +38,10 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
 def save(model: LanguageModel, run: str | os.PathLike[str]) -> None:
     """Save a model into the directory `run`, made if it is not there. A model in it is replaced whole or not at all.
 
+    Args:
+        model: its config and weights are saved, as they are.
+        run: the directory.
+
     Raises:
         OSError: it could not be written; what was there before still is.
     """
@@ -54,6 +61,9 @@ def save(model: LanguageModel, run: str | os.PathLike[str]) -> None:
 
 def load(run: str | os.PathLike[str]) -> LanguageModel:
     """The model that was saved into the directory `run`, on the CPU and in eval mode.
+
+    Args:
+        run: the directory; other files in it do not matter.
 
     Raises:
         ValueError: there is no model, or its files are torn, or do not belong together.

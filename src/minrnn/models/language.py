@@ -62,6 +62,11 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
 
     (Not biases, norms, embeddings, convolutions, initial states: there zero is no simpler than another value.)
 
+    Args:
+        model: whose parameters.
+        lr: learning rate of all of them.
+        weight_decay: of those that decay.
+
     Returns:
         Groups as torch.optim takes them.
     """
