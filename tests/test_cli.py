@@ -66,8 +66,8 @@ def test_train_reports_the_end(text, tmp_path, capsys):
     shown, result = capsys.readouterr().out, json.loads((out / "result.json").read_text())
     assert "THP_MEM_ALLOC_ENABLE=1" in shown
     assert re.search(r"step 40/40 · loss \d\.\d+ · held out \d\.\d+ · [\d.]+k tokens/s · 0:00 left", shown)
-    assert f"held out: {result['held_out']:.4f} nats per token in windows of 24 from zero state" in shown
-    assert f"{result['held_out_carried']:.4f} with the state carried on" in shown
+    assert f"held out: {result['held_out']:.4f} nats per character in windows of 24 from zero state" in shown
+    assert f"held out: {result['held_out_carried']:.4f} nats per character with the state carried on" in shown
     assert str(out) in shown
     assert minrnn.models.load(out).config.backbone.mixer == "minlstm"
 
@@ -75,8 +75,8 @@ def test_train_reports_the_end(text, tmp_path, capsys):
 def test_eval_measures_what_was_held_out(run, text, capsys):
     result = json.loads((run / "result.json").read_text())
     wanted = (
-        f"{result['held_out']:.4f} nats per token in windows of 24",
-        f"{result['held_out_carried']:.4f} nats per token",
+        f"{result['held_out']:.4f} nats per character in windows of 24",
+        f"{result['held_out_carried']:.4f} nats per character",
     )
     for arguments in ([], ["--data", str(text)]):
         assert main(["eval", str(run), *arguments]) == 0
@@ -90,8 +90,8 @@ def test_eval_measures_all_of_another_text(run, tmp_path, capsys):
     shown = capsys.readouterr().out
     tokens = torch.from_numpy(encode(load_tokenizer(run / "tokenizer.json"), "7 times 7 is 49.\n" * 9))
     config = minrnn.tasks.TextConfig(length=24)
-    assert "152 tokens (chars), all of" in shown
-    assert f"{score(minrnn.models.load(run), tokens, config):.4f} nats per token in windows of 24" in shown
+    assert "152 characters, all of" in shown
+    assert f"{score(minrnn.models.load(run), tokens, config):.4f} nats per character in windows of 24" in shown
 
 
 def test_generate_is_decided_by_the_seed(run, capsys):

@@ -132,9 +132,9 @@ def evaluate(arguments: list[str]) -> int:
         part, tokens = "all of", torch.from_numpy(encode(tokenizer, text))
     fresh, carried = (score(model, tokens, config, carried=each) for each in (False, True))
     sys.stdout.write(
-        f"{len(tokens) - 1:,} tokens ({config.tokens}), {part} {given.data or config.data}\n"
-        f"{fresh:.4f} nats per token in windows of {config.length} from zero state\n"
-        f"{carried:.4f} nats per token as one sequence with its state carried on\n"
+        f"{len(tokens) - 1:,} {config.unit}s, {part} {given.data or config.data}\n"
+        f"{fresh:.4f} nats per {config.unit} in windows of {config.length} from zero state\n"
+        f"{carried:.4f} nats per {config.unit} as one sequence with its state carried on\n"
     )
     return 0
 

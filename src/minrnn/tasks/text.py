@@ -43,6 +43,11 @@ class TextConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"TextConfig: {name} must be at least 1, got {getattr(self, name)}")
 
+    @property
+    def unit(self) -> str:
+        """What one token is, for people."""
+        return {"chars": "character", "bytes": "byte"}.get(self.tokens, "token")
+
 
 class TextTask:
     """The data of a `TextConfig`, with the loss that trains on it and the metric on what is held out.

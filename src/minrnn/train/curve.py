@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 
-def draw_curve(lines: list[dict[str, float]], path: Path, title: str) -> None:
+def draw_curve(lines: list[dict[str, float]], path: Path, title: str, unit: str) -> None:
     """Training and held-out loss against steps, from the lines of metrics.jsonl, as a PNG."""
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -20,7 +20,7 @@ def draw_curve(lines: list[dict[str, float]], path: Path, title: str) -> None:
     axes.annotate(f"{last:.3f}", (last_step, last), xytext=(0, 8), textcoords="offset points", ha="right")
     low = min(value for _, value in train + held_out)
     axes.set_ylim(low - 0.1, min(max(value for _, value in train), low + 2))
-    axes.set(title=title, xlabel="step", ylabel="nats per token")
+    axes.set(title=title, xlabel="step", ylabel=unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -58,7 +58,10 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
         tokenizer_file, config_file = task.tokenizer.to_str(), json.dumps(config.to_dict(), indent=2) + "\n"
         replace_files({out / "tokenizer.json": tokenizer_file.encode(), out / "train.json": config_file.encode()})
     _say(console, f"{config.backbone.mixer}, {_parameters(model):,} parameters, in {out}")
-    _say(console, f"{config.task.data}: {len(task.train):,} tokens to train on, {len(task.held_out) - 1:,} held out")
+    _say(
+        console,
+        f"{config.task.data}: {len(task.train):,} {task.config.unit}s to train on, {len(task.held_out) - 1:,} held out",
+    )
     journal = Journal(out, Metrics(out / "metrics.jsonl"))
     _fit(Training(model, task, config.train), journal, console)
     return _finish(model.eval(), task, journal, console) if main_process else {}
@@ -95,17 +98,16 @@ def _finish(model: LanguageModel, task: TextTask, journal: Journal, console: Con
         "seconds": round(journal.seconds, 1),
     }
     replace_files({journal.run / "result.json": (json.dumps(result, indent=2) + "\n").encode()})
-    draw_curve(lines, journal.run / "curve.png", f"{Path(task.config.data).name}, {model.config.backbone.mixer}")
+    title = f"{Path(task.config.data).name}, {model.config.backbone.mixer}"
+    draw_curve(lines, journal.run / "curve.png", title, f"nats per {task.config.unit}")
     prompt = task.held_out[: task.config.length].tolist()
     ids = generate(model, prompt, max_new_tokens=300, temperature=0.8, generator=torch.Generator().manual_seed(0))
     console.rule("a sample", align="left")
     _say(console, "".join(decode_stream(task.tokenizer, ids)))
     console.rule("the end", align="left")
-    windows = f"in windows of {task.config.length} from zero state"
-    losses = (
-        f"{result['held_out']:.4f} nats per token {windows}, {result['held_out_carried']:.4f} with the state carried on"
-    )
-    _say(console, f"held out: {losses}")
+    fresh, carried = (f"{result[name]:.4f} nats per {task.config.unit}" for name in ("held_out", "held_out_carried"))
+    _say(console, f"held out: {fresh} in windows of {task.config.length} from zero state")
+    _say(console, f"held out: {carried} with the state carried on")
     steps = f"{result['steps']:,} steps in {result['seconds']:.0f} s"
     _say(console, f"{steps}; the model, curve.png and metrics.jsonl are in {journal.run}")
     return result
