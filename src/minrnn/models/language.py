@@ -25,6 +25,8 @@ class LanguageModel(nn.Module):
         self.config = config
         width = config.backbone.width
         self.embedding = nn.Embedding(config.vocabulary, width)
+        # Measured: text is learned faster from 0.2 to 0.5 than from 1, nn.Embedding's, or 0.02, GPT's.
+        nn.init.normal_(self.embedding.weight, std=0.3)
         self.backbone = Backbone(config.backbone)
         self.head = nn.Linear(width, config.vocabulary, bias=False)
 
