@@ -178,14 +178,16 @@ def test_bfloat16_carries_its_state_in_float32(row):
     assert y.dtype == torch.bfloat16 and state.dtype == torch.float32
 
 
-def test_forget_bias_is_added_to_the_forget_gates_bias_alone():
+@pytest.mark.parametrize(
+    ("name", "expected"), [("minlstm", [3.0] * D + [0.0] * 2 * D), ("mingru", [-3.0] * D + [0.0] * D)]
+)
+def test_forget_bias_leans_the_gates_towards_the_state(name, expected):
     torch.manual_seed(0)
-    plain = make_mixer("minlstm", D, {})
+    plain = make_mixer(name, D, {})
     torch.manual_seed(0)
-    biased = make_mixer("minlstm", D, {"forget_bias": 3.0})
-    difference = biased.input.bias - plain.input.bias
-    assert_close(difference, torch.tensor([3.0] * D + [0.0] * 2 * D), torch.float32)
-    assert torch.equal(biased.input.weight, plain.input.weight)
+    biased = make_mixer(name, D, {"forget_bias": 3.0})
+    assert_close(biased.input.bias - plain.input.bias, torch.tensor(expected), torch.float32)
+    assert all(torch.equal(biased.get_parameter(n), p) for n, p in plain.named_parameters() if n != "input.bias")
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -218,7 +220,9 @@ def test_the_table_builds_by_name_and_says_what_there_is():
         assert mixer_config(name, {"expansion": 2}) == config(expansion=2)
     with pytest.raises(ValueError, match="one of mingru, minlstm, got 'gru'"):
         make_mixer("gru", D, {})
-    with pytest.raises(ValueError, match="among expansion, activation, learn_initial_state, got 'normalize'"):
+    with pytest.raises(
+        ValueError, match="among expansion, activation, learn_initial_state, forget_bias, got 'normalize'"
+    ):
         make_mixer("mingru", D, {"normalize": True})
 
 

@@ -25,17 +25,21 @@ class MinGRUConfig:
         expansion: hidden width in widths of the model
         activation: of the candidate: g, identity or tanh
         learn_initial_state: whether sequences begin from a learned state instead of zeros
+        forget_bias: how far the gates lean towards keeping the state at the beginning of training
     """
 
     expansion: float = 1.0
     activation: str = "g"
     learn_initial_state: bool = False
+    forget_bias: float = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
         door = type(self).__name__
         if not 0 < self.expansion < math.inf:
             raise ValueError(f"{door}: expansion must be above 0 and finite, got {self.expansion}")
+        if not math.isfinite(self.forget_bias):
+            raise ValueError(f"{door}: forget_bias must be finite, got {self.forget_bias}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"{door}: activation must be one of {ACTIVATIONS}, got {self.activation!r}")
 
@@ -48,12 +52,11 @@ class MinLSTMConfig(MinGRUConfig):
         expansion: hidden width in widths of the model
         activation: of the candidate: g, identity or tanh
         learn_initial_state: whether sequences begin from a learned state instead of zeros
+        forget_bias: how far the gates lean towards keeping the state at the beginning of training
         normalize: whether the two gates are divided by their sum
-        forget_bias: added to the forget gate's bias at the beginning
     """
 
     normalize: bool = True
-    forget_bias: float = 0.0
 
 
 class MinRNNMixer(Mixer):
@@ -61,9 +64,11 @@ class MinRNNMixer(Mixer):
 
     The state is that of the scan, (B, H), float32 where the model is 16-bit. With `learn_initial_state` a sequence
     begins, and begins again at resets, from act(p), p a parameter drawn from N(0, 1); without, from zeros.
+    W_in and b_in begin as nn.Linear's, but for `forget_bias`.
     """
 
     blocks: ClassVar[int]  # of H channels in the projection W_in x + b_in
+    keeps: ClassVar[int]  # 1 where the first block is a gate that keeps the state, -1 where it overwrites it
 
     def __init__(self, width: int, config: MinGRUConfig) -> None:
         super().__init__()
@@ -72,6 +77,8 @@ class MinRNNMixer(Mixer):
             door = type(self).__name__
             raise ValueError(f"{door}: expansion x width must be at least 1, got {config.expansion} x {width}")
         self.input = nn.Linear(width, self.blocks * self.hidden)
+        with torch.no_grad():
+            self.input.bias[: self.hidden] += self.keeps * config.forget_bias
         self.output = nn.Linear(self.hidden, width)
         self.initial = nn.Parameter(torch.randn(self.hidden)) if config.learn_initial_state else None
 
@@ -121,7 +128,7 @@ class MinGRUMixer(MinRNNMixer):
     Source: Feng et al., "Were RNNs All We Needed?" (2024), section 3.1 and appendix C.2.
     """
 
-    blocks = 2
+    blocks, keeps = 2, -1
 
     def scan(
         self, projection: Tensor, state: Tensor, reset: Tensor | None, restart: Tensor | None
@@ -139,13 +146,11 @@ class MinLSTMMixer(MinRNNMixer):
     Source: Feng et al., "Were RNNs All We Needed?" (2024), section 3.2 and appendix C.2; its code has forget_bias = 3.
     """
 
-    blocks = 3
+    blocks, keeps = 3, 1
 
     def __init__(self, width: int, config: MinLSTMConfig) -> None:
         super().__init__(width, config)
         self.normalize = config.normalize
-        with torch.no_grad():
-            self.input.bias[: self.hidden] += config.forget_bias
 
     def scan(
         self, projection: Tensor, state: Tensor, reset: Tensor | None, restart: Tensor | None
