@@ -1,5 +1,7 @@
-"""The rules of the house, as far as a test can read them: imports point one way, public names are documented, files stay short, the
-README's snippets run, links between documents lead somewhere."""
+"""The rules of the house, as far as a test can read them.
+
+Imports point one way, public names are documented, files stay short, the README's snippets run, links lead somewhere.
+"""
 
 import ast
 import importlib
@@ -17,7 +19,17 @@ PACKAGE = ROOT / "src" / "minrnn"
 ORDER = ("_shapes", "ops", "layers", "mixers", "models", "tasks", "train", "bench", "cli")
 # Files that belong to a level but are not it.
 LEVEL = {"_gated": "layers", "_stack": "layers", "replace": "layers", "info": "cli"}
-HEAVY = ("lightning", "matplotlib", "tokenizers", "rich", "jsonargparse", "pooch", "numpy", "safetensors", "triton", "pydoc_data")
+HEAVY = (
+    "lightning",
+    "matplotlib",
+    "tokenizers",
+    "rich",
+    "jsonargparse",
+    "pooch",
+    "safetensors",
+    "triton",
+    "pydoc_data",
+)
 
 
 def sources() -> list[Path]:
@@ -99,7 +111,8 @@ def test_no_open_ends():
         text = path.read_text()
         assert not re.search(r"\b(TODO|FIXME|XXX)\b", text), path
         for node in ast.walk(ast.parse(text)):
-            assert not (isinstance(node, ast.Assert) and node.msg is None), f"{path}:{node.lineno}: an assert without words"
+            wordless = isinstance(node, ast.Assert) and node.msg is None
+            assert not wordless, f"{path}:{node.lineno}: an assert without words"
 
 
 def documents() -> list[Path]:

@@ -96,7 +96,7 @@ def scan(load: Workload, bound: float, plan: Plan) -> list[Line]:
     out = hidden, torch.zeros(load.batch, load.hidden_size)
     gated, linear = (projection, *[None] * 5), (coeffs, values, *[None] * 4)
     scans = {
-        "linear_scan forward": (3, lambda: native.forward(linear, None, "", False, out)),
+        "linear_scan forward": (3, lambda: native.forward(linear, "linear", "identity", False, out)),
         "mingru_scan forward": (3, lambda: native.forward(gated, "mingru", "g", False, out)),
         "mingru_scan backward": (
             6,

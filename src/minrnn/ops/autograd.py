@@ -70,7 +70,7 @@ class _Scan(torch.autograd.Function):
             return tensor if tensor is None else tensor[None] if dim is None else tensor.movedim(dim, 0)
 
         source, values, *rest = (to_front(t, d) for t, d in zip(tensors, in_dims[:-1], strict=True))
-        if values is not None:  # coefficients that the whole batch shares are written out
+        if source is not None and values is not None:  # coefficients that the whole batch shares are written out
             source = source.expand(-1, values.shape[1], -1, -1)
         size = info.batch_size
         folded = (None if t is None else t.expand(size, *t.shape[1:]).flatten(0, 1) for t in (source, values, *rest))
@@ -83,11 +83,11 @@ _Scan.forward.__signature__ = inspect.signature(_Scan.forward)  # pyright: ignor
 
 
 def _plain(spec: Spec) -> tuple[str, str, bool, str]:
-    return spec.gates or "", spec.activation, spec.reverse, spec.backend or ""
+    return spec.gates, spec.activation, spec.reverse, spec.backend or ""
 
 
 def _spec(gates: str, activation: str, reverse: bool, backend: str) -> Spec:
-    return Spec(gates or None, activation, reverse, backend or None)
+    return Spec(gates, activation, reverse, backend or None)
 
 
 _TENSORS = "Tensor source, Tensor? values, Tensor? initial, Tensor? reset, Tensor? restart, Tensor? lengths"

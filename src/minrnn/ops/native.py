@@ -28,7 +28,7 @@ _TYPES = {
     torch.complex64: 4,
     torch.complex128: 5,
 }
-_ACTIVATIONS = {"g": 0, "identity": 1, "tanh": 2, "": 1}
+_ACTIVATIONS = {"g": 0, "identity": 1, "tanh": 2}
 _SCAN = struct.Struct("@3q4iq" + 16 * "3q")
 _Triple = tuple[int, int, int]  # address, stride over the batch, stride over time
 _NONE = (0, 0, 0)
@@ -83,13 +83,13 @@ def instruction_set() -> str | None:
 
 
 def forward(
-    inputs: tuple, gates: str | None, activation: str, reverse: bool, out: tuple[Tensor, Tensor] | None = None
+    inputs: tuple, gates: str, activation: str, reverse: bool, out: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """(h, last) of a scan; `inputs` as in rules.py. `out` gives the memory to write to, for measurements."""
     source, values, initial, reset, restart, lengths = inputs
     dense = _dense(source, values)
     like = dense[-1]
-    hidden = like.shape[2] if gates is None else like.shape[2] // width(gates)
+    hidden = like.shape[2] if gates == "linear" else like.shape[2] // width(gates)
     if out is None:
         last = torch.empty((like.shape[0], hidden), dtype=accumulate_dtype(like.dtype))
         out = laid_out_like(like, hidden, like.dtype), last
@@ -104,7 +104,7 @@ def backward(
     grad_last: Tensor | None,
     inputs: tuple,
     hidden: Tensor,
-    gates: str | None,
+    gates: str,
     activation: str,
     reverse: bool,
     out: Tensor | None = None,
@@ -132,7 +132,7 @@ def backward(
 
 def _run(
     direction: str,
-    gates: str | None,
+    gates: str,
     activation: str,
     reverse: bool,
     dense: list[Tensor],
@@ -147,11 +147,11 @@ def _run(
     packed = _SCAN.pack(
         batch, time, hidden,
         _TYPES[first.dtype], _ACTIVATIONS[activation], reverse, 1 if _forked else torch.get_num_threads(),
-        first.stride(2) if hidden > 1 else int(gates is not None),
+        first.stride(2) if hidden > 1 else int(gates != "linear"),
         *chain.from_iterable((*_blocks(dense, gates, hidden), *tensors)),
     )  # fmt: skip
-    if _entry(f"{gates or 'linear'}_{direction}")(packed):
-        raise MemoryError(f"{gates or 'linear'} scan: no memory to join the chunks of {(batch, time, hidden)}")
+    if _entry(f"{gates}_{direction}")(packed):
+        raise MemoryError(f"{gates} scan: no memory to join the chunks of {(batch, time, hidden)}")
 
 
 def _dense(source: Tensor, values: Tensor | None) -> list[Tensor]:
@@ -162,9 +162,9 @@ def _dense(source: Tensor, values: Tensor | None) -> list[Tensor]:
     return [coeffs.resolve_conj().resolve_neg() if coeffs.stride(2) == 0 else _rows(coeffs), _rows(values)]
 
 
-def _blocks(dense: list[Tensor], gates: str | None, hidden: int) -> list[_Triple]:
+def _blocks(dense: list[Tensor], gates: str, hidden: int) -> list[_Triple]:
     """The three inputs of a step: blocks of the one projection; or coefficients and values."""
-    if gates is None:
+    if gates == "linear":
         return [*map(_series, dense), _NONE]
     address, batch, time = _series(dense[0])
     step = hidden * dense[0].element_size()

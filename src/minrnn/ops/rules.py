@@ -6,6 +6,7 @@ dtype they are kept in.
 """
 
 from collections.abc import Callable
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -20,16 +21,16 @@ Scan = Callable[[tuple, "Spec"], tuple[Tensor, Tensor]]
 
 
 class Spec(NamedTuple):
-    """What a scan is, apart from its tensors. `gates` is None for a linear scan."""
+    """What a scan is, apart from its tensors. `gates` is "linear" or one of gates.GATES."""
 
-    gates: str | None
+    gates: str
     activation: str
     reverse: bool
     backend: str | None
 
     @property
     def door(self) -> str:
-        return "linear_scan" if self.gates is None else f"{self.gates.removesuffix('_unnormalized')}_scan"
+        return f"{self.gates.removesuffix('_unnormalized')}_scan"
 
 
 def forward(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
@@ -39,7 +40,7 @@ def forward(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
     if backend == "native" and eager_transforms.JVP_NESTING <= 1:
         return native.forward(inputs, spec.gates, spec.activation, spec.reverse)
     keep = accumulate_dtype(like.dtype)
-    if spec.gates is None:
+    if values is not None:
         coeffs, values = source.to(keep), values.to(keep)
     else:
         coeffs, values = gating.coefficients(source.to(keep), spec.gates, spec.activation)
@@ -81,7 +82,7 @@ class Adjoint:
             self.padding = parallel.padded_steps(self.lengths, hidden.shape[1])
             if self.reset is not None:
                 self.reset = self.reset & ~self.padding[..., 0]
-        if spec.gates is None:
+        if spec.gates == "linear":
             self.coeffs = self.wide_source.expand(hidden.shape)
         else:
             self.coeffs, _ = gating.coefficients(self.wide_source, spec.gates, spec.activation)
@@ -91,7 +92,7 @@ class Adjoint:
     def linear(
         self, coeffs: Tensor, values: Tensor, initial: Tensor | None, reset: Tensor | None, reverse: bool
     ) -> Tensor:
-        spec = Spec(None, "", reverse, self.spec.backend)
+        spec = Spec("linear", "identity", reverse, self.spec.backend)
         return self.scan((coeffs, values, initial, reset, None, None), spec)[0]
 
     def previous(self) -> Tensor:
@@ -144,22 +145,21 @@ class Adjoint:
             if self.reset is not None:
                 grad_initial = torch.where(self.reset[:, begin, None], torch.zeros_like(grad_initial), grad_initial)
         by_coeffs = adjoint * self.previous().conj()
-        if self.spec.gates is None:
+        if self.spec.gates == "linear":
             grad_coeffs = by_coeffs.sum_to_size(self.source.shape).to(self.source.dtype)
             return grad_coeffs, adjoint.to(self.values.dtype), grad_initial, grad_restart
         blocks = []
         for a_slope, b_slope in gating.partials(self.wide_source, self.spec.gates, self.spec.activation):
-            a_part = None if a_slope is None else a_slope * by_coeffs
-            b_part = None if b_slope is None else b_slope * adjoint
-            block = b_part if a_part is None else a_part if b_part is None else a_part + b_part
-            blocks.append(block if self.padding is None else torch.where(self.padding, torch.zeros_like(block), block))
+            slopes = ((a_slope, by_coeffs), (b_slope, adjoint))
+            block = reduce(torch.add, (slope * by for slope, by in slopes if slope is not None))
+            blocks.append(block if self.padding is None else block.masked_fill(self.padding, 0))
         return torch.cat(blocks, -1).to(self.source.dtype), None, grad_initial, grad_restart
 
     def tangents(self, source: Tensor | None, values: Tensor | None, initial: Tensor | None, restart: Tensor | None):
         """The tangents of (h, last): the scan of the perturbed recurrence, da_t h_{t-1} + db_t."""
         previous, keep = self.previous() if self.hidden.shape[1] else self.hidden, self.hidden.dtype
         drive = torch.zeros_like(self.hidden)
-        if self.spec.gates is None:
+        if self.spec.gates == "linear":
             if source is not None:
                 drive = drive + source.to(keep) * previous
             if values is not None:

@@ -64,7 +64,7 @@ def linear_scan(
     batch, time, hidden = values.shape
     initial, _ = _check_context(door, values, batch, time, hidden, initial, reset, None, None)
     coeffs = coeffs[(None,) * (3 - coeffs.dim())]
-    return autograd.scan((coeffs, values, initial, reset, None, None), Spec(None, "", reverse, backend))[0]
+    return autograd.scan((coeffs, values, initial, reset, None, None), Spec("linear", "identity", reverse, backend))[0]
 
 
 def mingru_scan(
