@@ -169,7 +169,7 @@ def test_presets_are_found_by_name(tmp_path, text):
     assert (
         main(["train", "--config", "shakespeare", "--data", str(text), *SMALL, "--out", str(out), "--steps", "2"]) == 0
     )
-    assert json.loads((out / "train.json").read_text())["mlp"] == 1.5
+    assert json.loads((out / "train.json").read_text())["warmup"] == 5
 
 
 def test_resume_keeps_to_the_run(run, capsys, tmp_path):
