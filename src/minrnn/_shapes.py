@@ -1,5 +1,4 @@
-"""The letters of every shape in this package, their tensor types, and the one helper that checks shapes at public
-doors.
+"""The letters of every shape, their tensor types, and the one helper that checks shapes at public doors.
 
 B batch, T time, D model width, H hidden width, N state size per channel.
 """

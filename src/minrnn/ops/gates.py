@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minrnn._shapes import Projection, Series
+
 ACTIVATIONS = ("g", "identity", "tanh")
 GATES = ("mingru", "minlstm", "minlstm_unnormalized")
 
@@ -38,7 +40,7 @@ def _slope(x: Tensor, activation: str) -> Tensor:
     return torch.where(x >= 0, torch.ones_like(x), torch.sigmoid(x) * torch.sigmoid(-x))
 
 
-def coefficients(projection: Tensor, gates: str, activation: str) -> tuple[Tensor, Tensor]:
+def coefficients(projection: Projection, gates: str, activation: str) -> tuple[Series, Series]:
     """The pair (a, b) of h_t = a_t h_{t-1} + b_t, each (B, T, H), for a projection (B, T, 2H) or (B, T, 3H).
 
     mingru, [gate k | candidate v]: a = sigmoid(-k), b = sigmoid(k) act(v).
@@ -57,7 +59,7 @@ def coefficients(projection: Tensor, gates: str, activation: str) -> tuple[Tenso
     return torch.sigmoid(forget), torch.sigmoid(into) * value
 
 
-def partials(projection: Tensor, gates: str, activation: str) -> list[tuple[Tensor | None, Tensor | None]]:
+def partials(projection: Projection, gates: str, activation: str) -> list[tuple[Tensor | None, Tensor | None]]:
     """The partial derivatives (da/dx, db/dx) for each block x of the projection; None where one is zero."""
     *gate_blocks, candidate = projection.chunk(width(gates), -1)
     value, slope = activate(candidate, activation), _slope(candidate, activation)

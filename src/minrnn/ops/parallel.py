@@ -7,19 +7,22 @@ running products over more than what a step needs.
 """
 
 import torch
+from jaxtyping import Bool, Inexact
 from torch import Tensor
+
+from minrnn._shapes import Lengths, Reset, Series, State
 
 
 def scan(
-    coeffs: Tensor,
-    values: Tensor,
-    initial: Tensor | None = None,
+    coeffs: Inexact[Tensor, "#B #T #H"],
+    values: Series,
+    initial: State | None = None,
     *,
-    reset: Tensor | None = None,
-    restart: Tensor | None = None,
-    lengths: Tensor | None = None,
+    reset: Reset | None = None,
+    restart: State | None = None,
+    lengths: Lengths | None = None,
     reverse: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Series, State]:
     """As reference.scan. Differentiable, but every pass is kept for it; the rules need the inputs and h only."""
     batch, time, hidden = values.shape
     if initial is None:
@@ -53,7 +56,7 @@ def scan(
     return hidden_states, last
 
 
-def padded_steps(lengths: Tensor, time: int) -> Tensor:
+def padded_steps(lengths: Lengths, time: int) -> Bool[Tensor, "B T 1"]:
     """The steps at or beyond each length, (B, T, 1) bool."""
     return torch.arange(time, device=lengths.device)[None, :, None] >= lengths[:, None, None]
 

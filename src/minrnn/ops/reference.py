@@ -4,19 +4,22 @@ Any dtype, any device, differentiable by PyTorch's own autograd: nothing here sh
 """
 
 import torch
+from jaxtyping import Inexact
 from torch import Tensor
+
+from minrnn._shapes import Lengths, Reset, Series, State
 
 
 def scan(
-    coeffs: Tensor,
-    values: Tensor,
-    initial: Tensor | None = None,
+    coeffs: Inexact[Tensor, "#B #T #H"],
+    values: Series,
+    initial: State | None = None,
     *,
-    reset: Tensor | None = None,
-    restart: Tensor | None = None,
-    lengths: Tensor | None = None,
+    reset: Reset | None = None,
+    restart: State | None = None,
+    lengths: Lengths | None = None,
     reverse: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Series, State]:
     """h_t = a_t h_{t-1} + b_t, one step after the other.
 
     Args: `coeffs` broadcastable to (B, T, H), `values` (B, T, H), `initial` and `restart` (B, H) or None for zeros,
