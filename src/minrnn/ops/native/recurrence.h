@@ -65,13 +65,13 @@ INLINE void FN(compose_one)(FN(inputs) in, ACC *product, ACC *sum, int64_t j, co
     product[j] = a * product[j];
 }
 
-INLINE void FN(step_back_one)(FN(inputs) in, ACC prev, const IO *grad_h, ACC *carry, IO *const *grad_in, int64_t j, const int act,
+INLINE void FN(step_back_one)(FN(inputs) in, const ACC *prev, const IO *grad_h, ACC *carry, IO *const *grad_in, int64_t j, const int act,
                               const int64_t channel)
 {
     LOAD_INPUTS
     ACC d[3];
     const ACC g = LOAD(grad_h[j]) + carry[j];
-    const ACC a = GRADS(x, act, g, prev, d);
+    const ACC a = GRADS(x, act, g, prev[j], d);
     carry[j] = CONJ(a) * g;
     grad_in[0][j] = STORE(d[0]);
     grad_in[1][j] = STORE(d[1]);
@@ -87,40 +87,42 @@ INLINE void FN(compose_back_one)(FN(inputs) in, const IO *grad_h, ACC *product, 
     product[j] = a * product[j];
 }
 
-#define SIMD _Pragma("omp simd") for (int64_t j = 0; j < n; j++)
+#define SIMD(from, to, body) _Pragma("omp simd") for (int64_t j = from; j < to; j++) body
+
+/* Loops over n channels: whole vectors, then what is left by fours, which is much of a narrow layer. */
+#define CHANNELS(body)                                \
+    do {                                              \
+        const int64_t whole = n / 16 * 16;            \
+        SIMD(0, whole, body);                         \
+        int64_t k = whole;                            \
+        for (; k + 4 <= n; k += 4) SIMD(k, k + 4, body); \
+        for (int64_t j = k; j < n; j++) body;         \
+    } while (0)
 
 /* One step of n channels: state = a * carried + b, written to h. */
 INLINE void FN(step)(FN(inputs) in, const ACC *carried, ACC *state, IO *h, int64_t n, const int act, const int64_t channel)
 {
-    SIMD FN(step_one)(in, carried, state, h, j, act, channel);
+    CHANNELS(FN(step_one)(in, carried, state, h, j, act, channel));
 }
 
 /* The same step, as a map of whatever comes in: (product, sum) after it. */
 INLINE void FN(compose)(FN(inputs) in, ACC *product, ACC *sum, int64_t n, const int act, const int64_t channel)
 {
-    SIMD FN(compose_one)(in, product, sum, j, act, channel);
+    SIMD(0, n, FN(compose_one)(in, product, sum, j, act, channel));
 }
 
-/* One step back: carry holds dL/d(what step t handed on), and then dL/d(what was carried into step t). */
-INLINE void FN(step_back)(FN(inputs) in, const IO *prev, const IO *grad_h, ACC *carry, IO *const *grad_in, int64_t n, const int act,
+/* One step back from prev, what was carried into step t: carry holds dL/d(what step t handed on), and then dL/d(prev). */
+INLINE void FN(step_back)(FN(inputs) in, const ACC *prev, const IO *grad_h, ACC *carry, IO *const *grad_in, int64_t n, const int act,
                           const int64_t channel)
 {
     IO *const own[3] = {grad_in[0], grad_in[1], grad_in[2]};
-    SIMD FN(step_back_one)(in, LOAD(prev[j]), grad_h, carry, own, j, act, channel);
-}
-
-/* The same where what was carried in is no output of a step but a state: at the beginning and at a reset. */
-INLINE void FN(step_back_first)(FN(inputs) in, const ACC *prev, const IO *grad_h, ACC *carry, IO *const *grad_in, int64_t n,
-                                const int act, const int64_t channel)
-{
-    IO *const own[3] = {grad_in[0], grad_in[1], grad_in[2]};
-    SIMD FN(step_back_one)(in, prev[j], grad_h, carry, own, j, act, channel);
+    CHANNELS(FN(step_back_one)(in, prev, grad_h, carry, own, j, act, channel));
 }
 
 /* The adjoint's own recurrence, c <- a (c + grad_t), as a map of whatever comes in. */
 INLINE void FN(compose_back)(FN(inputs) in, const IO *grad_h, ACC *product, ACC *sum, int64_t n, const int act, const int64_t channel)
 {
-    SIMD FN(compose_back_one)(in, grad_h, product, sum, j, act, channel);
+    SIMD(0, n, FN(compose_back_one)(in, grad_h, product, sum, j, act, channel));
 }
 
 /* Calls body with the activation and the channel stride as constants, so that each loop is compiled for its own. */
@@ -139,20 +141,50 @@ typedef struct {
 
 INLINE int64_t FN(time)(const scan *s, int64_t p) { return s->reverse ? s->T - 1 - p : p; }
 
+INLINE void FN(copy)(ACC *to, const ACC *from, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++) to[j] = from[j];
+}
+
+INLINE void FN(widen)(ACC *to, const IO *from, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++) to[j] = LOAD(from[j]);
+}
+
+/* Ask for the n elements of a row that will be read, or written. Never faults, so that what lies beyond the end needs no care. */
+INLINE void FN(will_read)(const tensor *x, int64_t b, int64_t t, int64_t c, int64_t n)
+{
+    for (int64_t j = 0; j < n; j += LINE / (int64_t)sizeof(IO)) __builtin_prefetch((const IO *)AT(*x, b, t) + c + j);
+}
+
+INLINE void FN(will_write)(const tensor *x, int64_t b, int64_t t, int64_t c, int64_t n)
+{
+    for (int64_t j = 0; j < n; j += LINE / (int64_t)sizeof(IO)) __builtin_prefetch((const IO *)AT(*x, b, t) + c + j, 1);
+}
+
+/* How many steps ahead. */
+INLINE int64_t FN(ahead)(FN(piece) w) { return ceil_div(AHEAD, w.n * (int64_t)sizeof(IO)); }
+
 /* state (b1 - b0, n) holds what comes in, and then what goes out. */
 static void FN(forward_piece)(const scan *s, FN(piece) w, ACC *state)
 {
+    const int64_t ahead = FN(ahead)(w);
     for (int64_t p = w.p0; p < w.p1; p++) {
-        const int64_t t = FN(time)(s, p);
+        const int64_t t = FN(time)(s, p), next = FN(time)(s, p + ahead);
         for (int64_t b = w.b0; b < w.b1; b++) {
-            ACC *const own = state + (b - w.b0) * w.n;
-            IO *const h = (IO *)AT(s->h, b, t) + w.c0;
-            if (t >= FN(length)(s, b)) {
-                for (int64_t j = 0; j < w.n; j++) h[j] = 0;
-                continue;
+            const int over = t >= FN(length)(s, b), reset = FN(is_reset)(s, b, t);
+            for (int64_t c = w.c0; c < w.c0 + w.n; c += STRIP) {
+                const int64_t n = min64(STRIP, w.c0 + w.n - c);
+                ACC *const own = state + (b - w.b0) * w.n + c - w.c0;
+                IO *const h = (IO *)AT(s->h, b, t) + c;
+                FN(will_write)(&s->h, b, next, c, n);
+                if (over) {
+                    for (int64_t j = 0; j < n; j++) h[j] = 0;
+                    continue;
+                }
+                for (int i = 0; i < INPUTS; i++) FN(will_read)(&s->in[i], b, next, c, n);
+                SPECIALIZE(FN(step), FN(read)(s, b, t, c), reset ? FN(restart)(s, b, c) : own, own, h, n);
             }
-            const ACC *const carried = FN(is_reset)(s, b, t) ? FN(restart)(s, b, w.c0) : own;
-            SPECIALIZE(FN(step), FN(read)(s, b, t, w.c0), carried, own, h, w.n);
         }
     }
 }
@@ -185,39 +217,39 @@ static int FN(compose_piece)(const scan *s, FN(piece) w, ACC *product, ACC *sum,
 /* carry (b1 - b0, n) holds dL/d(what the piece hands on), and then dL/d(what comes in). restarts, if any, gathers dL/d(restart). */
 static void FN(backward_piece)(const scan *s, FN(piece) w, ACC *carry, ACC *restarts)
 {
+    const int64_t ahead = FN(ahead)(w), behind = s->reverse ? 1 : -1; /* from t to where the step's state came from */
     for (int64_t p = w.p1 - 1; p >= w.p0; p--) {
-        const int64_t t = FN(time)(s, p);
+        const int64_t t = FN(time)(s, p), next = FN(time)(s, p - ahead);
         for (int64_t b = w.b0; b < w.b1; b++) {
-            ACC *const own = carry + (b - w.b0) * w.n;
             const int64_t length = FN(length)(s, b);
-            IO *grad_in[3] = {0};
-            for (int i = 0; i < INPUTS; i++) grad_in[i] = (IO *)AT(s->grad_in[i], b, t) + w.c0;
-            if (t >= length) {
-                for (int i = 0; i < INPUTS; i++)
-                    for (int64_t j = 0; j < w.n; j++) grad_in[i][j] = 0;
-                continue;
-            }
-            const IO *const grad_h = s->grad_h.data ? (const IO *)AT(s->grad_h, b, t) + w.c0 : (const IO *)FN(zeros);
-            const FN(inputs) in = FN(read)(s, b, t, w.c0);
-            const int reset = FN(is_reset)(s, b, t), first = s->reverse ? t == length - 1 : t == 0;
-            if (reset || first) {
-                const ACC *const prev = reset ? FN(restart)(s, b, w.c0) : FN(begin)(s, b, w.c0);
-                SPECIALIZE(FN(step_back_first), in, prev, grad_h, own, grad_in, w.n);
-            } else {
-                const IO *const prev = (const IO *)AT(s->h, b, s->reverse ? t + 1 : t - 1) + w.c0;
-                SPECIALIZE(FN(step_back), in, prev, grad_h, own, grad_in, w.n);
-            }
-            if (reset) {
-                for (int64_t j = 0; restarts && j < w.n; j++) restarts[(b - w.b0) * w.n + j] += own[j];
-                for (int64_t j = 0; j < w.n; j++) own[j] = 0;
+            const int over = t >= length, reset = FN(is_reset)(s, b, t), first = t == (s->reverse ? length - 1 : 0);
+            for (int64_t c = w.c0; c < w.c0 + w.n; c += STRIP) {
+                const int64_t n = min64(STRIP, w.c0 + w.n - c), at = (b - w.b0) * w.n + c - w.c0;
+                IO *grad_in[3] = {0};
+                for (int i = 0; i < INPUTS; i++) {
+                    grad_in[i] = (IO *)AT(s->grad_in[i], b, t) + c;
+                    FN(will_write)(&s->grad_in[i], b, next, c, n);
+                    for (int64_t j = 0; over && j < n; j++) grad_in[i][j] = 0;
+                }
+                if (over) continue;
+                for (int i = 0; i < INPUTS; i++) FN(will_read)(&s->in[i], b, next, c, n);
+                FN(will_read)(&s->h, b, next + behind, c, n);
+                if (s->grad_h.data) FN(will_read)(&s->grad_h, b, next, c, n);
+
+                const IO *const grad_h = s->grad_h.data ? (const IO *)AT(s->grad_h, b, t) + c : (const IO *)FN(zeros);
+                ACC prev[STRIP];
+                if (reset || first)
+                    FN(copy)(prev, reset ? FN(restart)(s, b, c) : FN(begin)(s, b, c), n);
+                else
+                    FN(widen)(prev, (const IO *)AT(s->h, b, t + behind) + c, n);
+                SPECIALIZE(FN(step_back), FN(read)(s, b, t, c), prev, grad_h, carry + at, grad_in, n);
+                for (int64_t j = at; reset && j < at + n; j++) {
+                    if (restarts) restarts[j] += carry[j];
+                    carry[j] = 0;
+                }
             }
         }
     }
-}
-
-INLINE void FN(copy)(ACC *to, const ACC *from, int64_t n)
-{
-    for (int64_t j = 0; j < n; j++) to[j] = from[j];
 }
 
 /* Both directions: enter a piece with its state, run it, hand the state on. With one chunk that is all; with several, pass one finds what
@@ -306,4 +338,5 @@ static int FN(run)(const scan *s, int back)
 #undef STATE
 #undef LOAD_INPUTS
 #undef SIMD
+#undef CHANNELS
 #undef SPECIALIZE

@@ -43,6 +43,11 @@ enum activation { G, IDENTITY, TANH };
 /* How many channels, and how many numbers of state, one piece of work holds at most. */
 enum { WIDTH = 512, TILE = 4096 };
 
+/* A step's arithmetic takes as long as its memory, and by itself a processor does not look far enough ahead to do both at once. So rows
+ * are asked for some KiB (AHEAD bytes) before they are needed, a few lines of the cache (LINE bytes) at a time: between strips of a row,
+ * because more at once than a core can wait for would stall it. */
+enum { AHEAD = 2048, STRIP = 64, LINE = 64 };
+
 /* Where few channels would leave the cores of a large machine idle, T is cut into chunks, solved at once and joined. The cut depends on
  * (T, H) alone, so that no result depends on the batch or on the number of threads. It costs a second read of the inputs. */
 enum { CHUNK = 4096, FEW_CHANNELS = 32 };
