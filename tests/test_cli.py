@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -261,6 +262,28 @@ sys.exit(main(["train"]) + main(["generate", "run"]) + main(["eval", "run"]))
         assert line in done.stdout
     assert re.search(r"huge pages +on", done.stdout)
     assert done.stderr.count("which is not installed: pip install minrnn[train]") == 3
+
+
+SMAPS, THP = Path("/proc/self/smaps_rollup"), Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not SMAPS.exists() or not THP.exists() or "[never]" in THP.read_text(), reason="no huge pages here")
+@pytest.mark.parametrize("command", ["train", "bench"])
+def test_huge_pages_are_in_use_when_they_are_said_to_be(command):
+    after = f"""
+import contextlib
+from pathlib import Path
+from minrnn.cli import main
+with contextlib.suppress(SystemExit):
+    main(["{command}", "--help"])
+import torch
+held = torch.ones(1 << 26)
+print(Path("/proc/self/smaps_rollup").read_text())
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
+    done = subprocess.run([sys.executable, "-c", after], capture_output=True, text=True, check=True, env=environment)
+    kilobytes = re.search(r"AnonHugePages: +(\d+) kB", done.stdout)
+    assert kilobytes and int(kilobytes[1]) > 200_000
 
 
 def test_ctrl_c_outside_the_steps_ends_with_130(monkeypatch):

@@ -22,7 +22,6 @@ usage: minrnn COMMAND ...
 `minrnn COMMAND --help` tells more about each.
 """
 STOPPED = 130  # as shells report a process that Ctrl-C ended
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(arguments: list[str]) -> int:
     """Train a language model. With no argument: a minGRU on Python's own manual, three minutes on two cores."""
+    from minrnn.bench.facts import HUGE_PAGES, use_huge_pages
+
+    huge_pages = use_huge_pages()  # before lightning is imported, which makes tensors
+
     import jsonargparse
 
     from minrnn.train.config import PARTS, RunConfig
@@ -95,7 +98,7 @@ def train(arguments: list[str]) -> int:
             if value != (kept := config.to_dict()[key]):
                 raise ValueError(f"--{key} must be {kept!r} to resume the run in {run}, got {value!r}")
     console = make_console()
-    if os.environ.setdefault(HUGE_PAGES, "1") == "1":  # torch reads it at its first allocation
+    if huge_pages:
         console.print(f"[dim]{HUGE_PAGES}=1: torch's CPU allocator uses huge pages[/]", highlight=False)
     try:
         train_run(config, run, resume=resume, console=console)
@@ -188,6 +191,9 @@ def info(arguments: list[str]) -> int:
 def bench(arguments: list[str]) -> int:
     """`minrnn bench`, which reads its own arguments."""
     from minrnn.bench import main as run_bench
+    from minrnn.bench.facts import use_huge_pages
+
+    use_huge_pages()
 
     return run_bench(arguments)
 

@@ -32,7 +32,7 @@ def describe() -> str:
 def _huge_pages(on: bool) -> str:
     kernel = _THP.read_text() if _THP.exists() else ""
     allowed = found[1] if (found := re.search(r"\[(\w+)\]", kernel)) else "unknown"
-    state = "on" if on else f"off ({facts.HUGE_PAGES}=1 turns them on, `minrnn train` does so itself)"
+    state = "on" if on else f"off ({facts.HUGE_PAGES}=1 turns them on, `minrnn train` and `bench` do so themselves)"
     return f"{state} in torch's CPU allocator; the system's own setting is {allowed}"
 
 

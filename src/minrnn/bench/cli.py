@@ -13,8 +13,8 @@ DEFAULT_LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 SWEEP_ONLY = {"batch", "lengths", "input_size", "hidden_size", "layers", "dtype", "systems"}
 EPILOG = f"""\
 Measured: forward + backward with the same output gradient for all, systems alternated round by round in one
-process, medians and quartiles; peak memory of one step in a fresh process each. {facts.HUGE_PAGES}=1
-in the environment gives torch's allocator huge pages, for all systems alike; the result says which it was.
+process, medians and quartiles; peak memory of one step in a fresh process each. torch's allocator is given huge
+pages, for all systems alike; {facts.HUGE_PAGES}=0 in the environment leaves it without. The result says which it was.
 Systems: {", ".join(SYSTEMS)}.
 """
 

@@ -40,7 +40,7 @@ def run(sweep: Sweep, path: Path) -> dict[str, object]:
 def _introduction(sweep: Sweep, about: dict, bandwidth: float) -> list[str]:
     load = sweep.workload
     width = f"input {load.input_size}, hidden {load.hidden_size}, {load.layers} layer{'s' * (load.layers > 1)}"
-    pages = "with huge pages" if about["huge_pages"] else f"at its default ({facts.HUGE_PAGES}=1 adds huge pages)"
+    pages = "with huge pages" if about["huge_pages"] else "without huge pages"
     return [
         f"Forward + backward, batch {load.batch}, {width}, {load.dtype}; {about['threads']} threads of {about['cpu']}.",
         f"torch {about['torch']}, minrnn {about['minrnn']}; torch's allocator {pages}.",

@@ -228,7 +228,7 @@ def run(rows: list[str] | None, plan: Plan, path: Path) -> bool:
     about, kept = result["facts"], result["rows"]
     say(f"{about['threads']} threads of {about['cpu']}")
     say(f"torch {about['torch']}, minrnn {about['minrnn']}, commit {about['commit']}")
-    say(f"huge pages in torch's allocator: {'on' if about['huge_pages'] else 'off, its default'}")
+    say(f"huge pages in torch's allocator: {'on' if about['huge_pages'] else 'off'}")
     say(f"\n{HEAD}")
     unsure = about["commit"] is None or about["commit"].endswith(
         facts.CHANGED
