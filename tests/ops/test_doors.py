@@ -60,6 +60,12 @@ CASES = [
     (lambda: mingru_scan(P, lengths=torch.tensor([1.0, 2.0])), TypeError, "lengths must be int64, got torch.float32"),
     (lambda: mingru_scan(P, lengths=torch.tensor([1])), ValueError, "lengths must be (B,) = (2,), got (1,)"),
     (
+        lambda: mingru_scan(P, lengths=torch.tensor([17, 2])),
+        ValueError,
+        "mingru_scan: lengths must be between 0 and T = 16, got [17, 2]",
+    ),
+    (lambda: mingru_scan(P, lengths=torch.tensor([3, -1])), ValueError, "got [3, -1]"),
+    (
         lambda: mingru_scan(P, activation="relu"),
         ValueError,
         "activation must be one of ('g', 'identity', 'tanh'), got 'relu'",
@@ -92,6 +98,8 @@ def test_the_backend_follows_the_tensor_unless_forced(monkeypatch):
     assert last_backend() == "parallel"
     mingru_scan(P, backend="reference")
     assert last_backend() == "reference"
+    assert describe() == {"parallel": "in use for every tensor: forced by MINRNN_BACKEND"}
+    monkeypatch.delenv("MINRNN_BACKEND")
     assert set(describe()) == {"native", "parallel", "reference"}
 
 

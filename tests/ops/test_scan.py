@@ -99,6 +99,18 @@ def test_coefficients_broadcast(backend, shape):
     agree(linear_scan, tensors, torch.float64, backend)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sum_over_many_small_gradients_is_not_lost_in_16_bits(backend):
+    """2^20 terms of 2^-25, each of which float16 rounds to zero."""
+    coeffs = torch.ones(1, dtype=torch.float16, requires_grad=True)
+    values = torch.full((1 << 10, 1 << 10, 1), 2.0**-10, dtype=torch.float16)
+    out = linear_scan(
+        coeffs, values, reset=torch.arange(1 << 10).remainder(2).eq(0).expand(1 << 10, -1), backend=backend
+    )
+    out.backward(torch.full_like(out, 2.0**-15))
+    assert coeffs.grad.item() == 2.0**19 * 2.0**-25
+
+
 GATED = [(mingru_scan, 2, {"activation": a}) for a in ACTIVATIONS] + [
     (minlstm_scan, 3, {"activation": a, "normalize": n}) for a, n in itertools.product(ACTIVATIONS, (True, False))
 ]
@@ -215,6 +227,25 @@ def test_time_major_input_gives_time_major_output(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_lengths_of_any_stride(backend):
+    projection = torch.randn(4, 9, 8)
+    for lengths in (torch.tensor([[9, 1], [2, 9], [0, 5], [7, 3]])[:, 0], torch.tensor(5).expand(4)):
+        for reverse in (False, True):
+            given = mingru_scan(projection, lengths=lengths, reverse=reverse, backend=backend)
+            wanted = mingru_scan(projection, lengths=lengths.contiguous(), reverse=reverse, backend="reference")
+            for a, b in zip(given, wanted, strict=True):
+                assert_close(a, b, torch.float32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_last_state_is_no_view_of_the_first(backend):
+    initial = torch.zeros(2, 3)
+    _, last = mingru_scan(torch.zeros(2, 0, 6), initial, backend=backend)
+    last += 1
+    assert not initial.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_expanded_output_gradient(backend):
     projection = torch.randn(3, 9, 8, dtype=torch.float64, requires_grad=True)
     (own,) = torch.autograd.grad(mingru_scan(projection, backend=backend)[0].sum(), projection)
@@ -246,6 +277,15 @@ def test_saturated_gates_stay_finite(backend, scan, blocks, options, dtype, gate
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_an_infinite_gate_is_an_open_or_a_shut_one(backend):
+    projection = torch.randn(1, 4, 9, requires_grad=True)
+    infinite = projection.detach().clone()
+    infinite[0, :, 0], infinite[0, :, 1], infinite[0, :, 4] = torch.inf, -torch.inf, torch.inf
+    wanted = minlstm_scan(infinite.clamp(-1e4, 1e4), backend="reference")[0]
+    assert_close(minlstm_scan(infinite, backend=backend)[0], wanted, torch.float32)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_nan_stays_in_its_sequence_and_channel(backend):
     projection = torch.randn(3, 20, 10)
     projection[1, 7, 2] = float("nan")
@@ -268,26 +308,47 @@ def test_a_million_steps(backend):
     assert projection.grad.isfinite().all()
 
 
-def test_bitwise_independent_of_threads_and_batch():
-    """The same bits for 1 and 2 threads, alone and in a batch, batch-major and time-major, on the native backend."""
+@pytest.mark.slow
+def test_offsets_beyond_32_bits():
+    """More than 2^31 elements, of which the last sequence is checked."""
+    if "native" not in BACKENDS:
+        pytest.skip("the other backends are PyTorch's own indexing")
+    batch, time, hidden = 3, 1 << 20, 700
+    values = torch.ones(1, 1, 1, dtype=torch.bfloat16).expand(batch, time, hidden)
+    out = linear_scan(torch.full((1,), 0.5, dtype=torch.bfloat16), values, backend="native")
+    assert out.numel() > 1 << 31
+    assert (out[-1, -1] == 2).all()
+    assert out[-1, 0].eq(1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("time", "hidden"), [(300, 37), (9000, 5), (40, 700)])
+@pytest.mark.parametrize(("scan", "blocks", "options"), GATED[::3], ids=GATED_IDS[::3])
+def test_bitwise_independent_of_threads_and_batch(scan, blocks, options, time, hidden, dtype):
+    """The same bits in ten runs, for 1 and 2 threads, alone and in a batch, batch-major and time-major."""
     if "native" not in BACKENDS:
         pytest.skip("the native backend is not under test")
-    for time, hidden in ((300, 37), (9000, 5), (40, 700)):
-        projection = torch.randn(7, time, 2 * hidden)
-        weight = torch.randn(7, time, hidden)
+    batch = 7
+    projection, weight = torch.randn(batch, time, blocks * hidden).to(dtype), torch.randn(batch, time, hidden)
+    around = surroundings(batch, time, hidden, torch.float32, gated=True)
+    around["reset"] = torch.rand(batch, time) < 2 / time
 
-        def results(p, w):
-            p = p.detach().requires_grad_()
-            h, last = mingru_scan(p, backend="native")
-            (grad,) = torch.autograd.grad((h * w).sum() + last.sum(), p)
-            return h, last, grad
+    def results(p, rows=slice(None)):
+        p = p.detach().requires_grad_()
+        restart = around["restart"].detach().requires_grad_()
+        context = {name: around[name][rows] for name in ("reset", "lengths", "initial")}
+        h, last = scan(p, **context, restart=restart, backend="native", **options)
+        return h, last, *torch.autograd.grad((h * weight[rows]).sum() + last.sum(), (p, restart))
 
-        torch.set_num_threads(1)
-        wanted = results(projection, weight)
-        torch.set_num_threads(2)
-        time_major = projection.transpose(0, 1).contiguous().transpose(0, 1)
-        for other in (results(projection, weight), results(time_major, weight)):
-            for a, b in zip(other, wanted, strict=True):
-                assert torch.equal(a, b)
-        for a, b in zip(results(projection[3:4], weight[3:4]), wanted, strict=True):
-            assert torch.equal(a, b[3:4])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    wanted = results(projection)
+    torch.set_num_threads(2)
+    time_major = projection.transpose(0, 1).contiguous().transpose(0, 1)
+    others = [results(projection) for _ in range(10)] + [results(time_major)]
+    torch.set_num_threads(threads)
+    for other in others:
+        for a, b in zip(other, wanted, strict=True):
+            assert torch.equal(a, b)
+    for a, b in zip(results(projection[3:4], slice(3, 4))[:3], wanted, strict=False):
+        assert torch.equal(a, b[3:4])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.func import grad, jacfwd, jacrev, jvp, vmap
+from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
 
 from conftest import assert_close, backends_under_test
 from minrnn.ops import linear_scan, mingru_scan, minlstm_scan
@@ -92,7 +92,7 @@ def test_vmap_joins_the_batch(backend):
         assert_close(mapped[i], alone, torch.float32)
 
 
-def test_compile_with_dynamic_time(monkeypatch):
+def test_compile_with_dynamic_time():
     """One graph, no break, no recompilation for a new length; compiled = eager, forward and backward."""
     compiles = 0
 
@@ -117,14 +117,52 @@ def test_compile_with_dynamic_time(monkeypatch):
     assert compiles == 1
 
 
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"])
+def test_many_gradients_at_once(backend):
+    p = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(5, 2, 4, 3, dtype=p.dtype)
+
+    def run(q, backend=backend):
+        return mingru_scan(q, backend=backend)[0]
+
+    many = vmap(vjp(run, p)[1])(weights)[0]
+    for i in range(5):
+        assert_close(many[i], torch.autograd.grad(run(p, "reference"), p, weights[i])[0], p.dtype)
+    with pytest.raises(NotImplementedError, match="mingru_scan: .* torch.func.jacrev"):
+        torch.autograd.grad(run(p), p, weights, is_grads_batched=True)
+
+
+def test_forward_mode_in_a_compiled_function():
+    p, v = torch.randn(2, 2, 5, 6).unbind(0)
+
+    def tangent(p, v):
+        return jvp(lambda q: mingru_scan(q)[0], (p,), (v,))[1]
+
+    torch._dynamo.reset()
+    assert_close(torch.compile(tangent, backend="aot_eager")(p, v), tangent(p, v), torch.float32)
+
+
+def _time_major(tensor):
+    return None if tensor is None else tensor.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+
+
+@pytest.mark.parametrize("layouts", ["batch, batch", "time, time", "batch, time", "channels last but one"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("gates", ["mingru", "minlstm", "minlstm_unnormalized", "linear"])
-def test_opcheck(gates):
+def test_opcheck(gates, backend, layouts):
+    """The operator's promises of shapes, dtypes and strides, which a compiler relies on."""
     reset, lengths = (RESET, None) if gates == "linear" else (RESET, LENGTHS)
     restart = None if gates == "linear" else torch.randn(3, 2, requires_grad=True)
     source = torch.rand(3, 5, 2 * {"mingru": 2, "linear": 1}.get(gates, 3), requires_grad=True)
     values = torch.randn(3, 5, 2, requires_grad=True) if gates == "linear" else None
+    if layouts == "time, time":
+        source, values = _time_major(source), _time_major(values)
+    elif layouts == "batch, time":
+        values = _time_major(values)
+    elif layouts == "channels last but one":
+        source = source.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
     state = torch.randn(3, 2, requires_grad=True)
-    inputs = (source, values, state, reset, restart, lengths, gates, "identity", False, "")
+    inputs = (source, values, state, reset, restart, lengths, gates, "identity", False, backend)
     torch.library.opcheck(torch.ops.minrnn.scan, inputs)
     hidden, last = torch.ops.minrnn.scan(*inputs)
     detached = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs]

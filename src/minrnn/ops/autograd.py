@@ -21,6 +21,10 @@ from minrnn.ops.rules import Adjoint, Spec, backward, forward
 def scan(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
     """(h, last), differentiable."""
     if torch.compiler.is_compiling():
+        if (
+            torch._C._are_functorch_transforms_active()
+        ):  # under torch.func an operator's tangent is zero, without a word
+            return forward(inputs, spec._replace(backend="parallel"))
         return torch.ops.minrnn.scan(*inputs, *_plain(spec))
     if spec.backend == "reference" or eager_transforms.JVP_NESTING > 1:
         # The oracle goes by PyTorch's own rules; and a Function's tangent has, in PyTorch, a zero tangent of its own
@@ -96,7 +100,10 @@ _SETTING = "str gates, str activation, bool reverse, str backend"
 
 @torch.library.custom_op("minrnn::scan", mutates_args=(), schema=f"({_TENSORS}, {_SETTING}) -> (Tensor, Tensor)")
 def _scan_op(source, values, initial, reset, restart, lengths, gates, activation, reverse, backend):
-    return forward((source, values, initial, reset, restart, lengths), _spec(gates, activation, reverse, backend))
+    hidden, last = forward(
+        (source, values, initial, reset, restart, lengths), _spec(gates, activation, reverse, backend)
+    )
+    return hidden, last.contiguous()
 
 
 @_scan_op.register_fake
@@ -130,7 +137,19 @@ def _scan_backward_op(
     inputs = (source, values, initial, reset, restart, lengths)
     with torch.no_grad():
         grads = backward(grad_hidden, grad_last, inputs, hidden, _spec(gates, activation, reverse, backend), scan)
-    return [grad for grad in grads if grad is not None]
+    pairs = zip(grads, (source, values, initial, restart), strict=True)
+    return [_laid_out(grad, _gradient_of(like)) for grad, like in pairs if grad is not None]
+
+
+def _gradient_of(like: Tensor) -> Tensor:
+    """Memory for the gradient of `like`, laid out as the operator promises."""
+    if like.dim() == 3:
+        return laid_out_like(like, like.shape[2], like.dtype)
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+
+
+def _laid_out(grad: Tensor, out: Tensor) -> Tensor:
+    return grad if grad.stride() == out.stride() else out.copy_(grad)
 
 
 @_scan_backward_op.register_fake
@@ -149,9 +168,7 @@ def _(
     reverse,
     backend,
 ):
-    present = [laid_out_like(source, source.shape[2], source.dtype) if values is None else torch.empty_like(source)]
-    present += [laid_out_like(values, values.shape[2], values.dtype)] if values is not None else []
-    return present + [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (initial, restart) if x is not None]
+    return [_gradient_of(like) for like in (source, values, initial, restart) if like is not None]
 
 
 def _op_context(ctx: Any, inputs: tuple, output: tuple) -> None:

@@ -26,12 +26,16 @@ def why_not(backend: str, tensor: Tensor) -> str | None:
     return native.unavailable()
 
 
+def forced(argument: str | None) -> str | None:
+    """The backend that the caller or else the environment asks for, if either does."""
+    return argument or os.environ.get("MINRNN_BACKEND") or None
+
+
 def choose(forced: str | None, tensor: Tensor, door: str) -> str:
     """The backend for `tensor`: the forced one, or the fastest that serves its device.
 
     Raises ValueError for a name that is not a backend, and for a forced backend that cannot serve the tensor.
     """
-    forced = forced or os.environ.get("MINRNN_BACKEND")
     if forced:
         if forced not in BACKENDS:
             raise ValueError(f"{door}: backend must be one of {BACKENDS}, got {forced!r}")
@@ -54,8 +58,11 @@ def last_backend() -> str | None:
 
 def describe() -> dict[str, str]:
     """What each backend says of itself, for `minrnn info`."""
+    if name := forced(None):
+        return {name: "in use for every tensor: forced by MINRNN_BACKEND"}
     return {
-        "native": native.unavailable() or f"in use for CPU tensors (C, {native.instruction_set()})",
+        "native": native.unavailable()
+        or f"in use for CPU tensors (C, {native.instruction_set()}, {native.threading()})",
         "parallel": "in use for every other device" + ("" if native.unavailable() is None else ", and for CPU tensors"),
         "reference": "the step loop: on request only",
     }

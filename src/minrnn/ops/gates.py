@@ -12,7 +12,6 @@ from torch import Tensor
 from minrnn._shapes import Projection, Series
 
 ACTIVATIONS = ("g", "identity", "tanh")
-GATES = ("mingru", "minlstm", "minlstm_unnormalized")
 
 
 def width(gates: str) -> int:

@@ -42,7 +42,8 @@ def _after_fork() -> None:
     _forked = True
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @functools.cache
@@ -82,6 +83,11 @@ def instruction_set() -> str | None:
     return name if library else None
 
 
+def threading() -> str:
+    """Whether the library was built to run on several threads."""
+    return "threads by OpenMP" if _entry("has_openmp")(None) else "one thread, built without OpenMP"
+
+
 def forward(
     inputs: tuple, gates: str, activation: str, reverse: bool, out: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -92,7 +98,7 @@ def forward(
     hidden = like.shape[2] if gates == "linear" else like.shape[2] // width(gates)
     if out is None:
         last = torch.empty((like.shape[0], hidden), dtype=accumulate_dtype(like.dtype))
-        out = laid_out_like(like, hidden, like.dtype), last
+        out = laid_out_like(source if values is None else values, hidden, like.dtype), last
     initial, restart = _contiguous(initial), _contiguous(restart)
     context = (_series(reset), _state(initial), _state(restart), _state(lengths), _state(out[1]))
     _run("forward", gates, activation, reverse, dense, hidden, _series(out[0]), *context, *[_NONE] * 7)

@@ -1,9 +1,8 @@
 """The scan in plain PyTorch, parallel over time, for any device: MPS, XPU, a CPU without the C library.
 
 Neighbouring steps are composed, (a2, b2) after (a1, b1) = (a2 a1, a2 b1 + b2), the half as long scan is solved by the
-same rule, and the
-steps between are filled in: O(T) work in O(log T) passes (Blelloch 1990, in the odd-even form). No logarithms, no
-running products over more than what a step needs.
+same rule, and the steps between are filled in: O(T) work in O(log T) passes (Blelloch 1990, in the odd-even form). No
+logarithms, no running products over more than what a step needs.
 """
 
 import torch

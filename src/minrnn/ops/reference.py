@@ -28,7 +28,7 @@ def scan(
     batch, time, hidden = values.shape
     # Taken apart once: the gradient of each single step of a tensor would be as large as the tensor.
     steps = list(zip(coeffs.expand(values.shape).unbind(1), values.unbind(1), strict=True))
-    state = values.new_zeros(batch, hidden) if initial is None else initial
+    state = values.new_zeros(batch, hidden) if initial is None else initial.clone()
     restart = torch.zeros_like(state) if restart is None else restart
     outputs: list[Tensor] = [state] * time
     for t in reversed(range(time)) if reverse else range(time):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor  # pyright: ignore[reportMissingImports]
 from torch._functorch import eager_transforms
 
 from minrnn._shapes import accumulate_dtype, time_major
@@ -21,7 +22,7 @@ Scan = Callable[[tuple, "Spec"], tuple[Tensor, Tensor]]
 
 
 class Spec(NamedTuple):
-    """What a scan is, apart from its tensors. `gates` is "linear" or one of gates.GATES."""
+    """What a scan is, apart from its tensors. `gates` is "linear", or what gates.py knows."""
 
     gates: str
     activation: str
@@ -36,8 +37,9 @@ class Spec(NamedTuple):
 def forward(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
     source, values, initial, reset, restart, lengths = inputs
     like = source if values is None else values
-    backend = backends.choose(spec.backend, like, spec.door)
-    if backend == "native" and eager_transforms.JVP_NESTING <= 1:
+    nested = eager_transforms.JVP_NESTING > 1 and spec.backend != "reference"
+    backend = backends.choose("parallel" if nested else spec.backend, like, spec.door)
+    if backend == "native":
         return native.forward(inputs, spec.gates, spec.activation, spec.reverse)
     keep = accumulate_dtype(like.dtype)
     if values is not None:
@@ -52,7 +54,10 @@ def forward(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
 def _laid_out(series: Tensor, like: Tensor) -> Tensor:
     """`series` in the dtype and the memory order of `like`."""
     series = series.to(like.dtype)
-    return series.transpose(0, 1).contiguous().transpose(0, 1) if time_major(like) else series.contiguous()
+    if not time_major(like):
+        return series.contiguous()
+    # A copy, not a view: forward mode asserts that the tangent of a view is laid out as the view is.
+    return series.transpose(0, 1).contiguous().transpose(0, 1).clone()
 
 
 def backward(
@@ -61,7 +66,14 @@ def backward(
     """Gradients of (projection or coeffs, values, initial, restart); None for those that are None."""
     source, values, *_ = inputs
     like = source if values is None else values
-    if not torch.is_grad_enabled() and backends.choose(spec.backend, like, spec.door) == "native":
+    if any(x is not None and is_legacy_batchedtensor(x) for x in (grad_hidden, grad_last)):
+        raise NotImplementedError(
+            f"{spec.door}: is_grads_batched and vectorize=True map gradients in a way that PyTorch has given up; "
+            "torch.func.vmap over torch.func.vjp, or torch.func.jacrev, does the same"
+        )
+    # The sum over a broadcast coefficient's gradient must not be one of terms that were rounded to 16 bits.
+    summed = values is not None and source.shape != values.shape and accumulate_dtype(like.dtype) != like.dtype
+    if not torch.is_grad_enabled() and not summed and backends.choose(spec.backend, like, spec.door) == "native":
         return native.backward(grad_hidden, grad_last, inputs, hidden, spec.gates, spec.activation, spec.reverse)
     return Adjoint(inputs, hidden, spec, scan).gradients(grad_hidden, grad_last)
 

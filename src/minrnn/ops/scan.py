@@ -64,7 +64,9 @@ def linear_scan(
     batch, time, hidden = values.shape
     initial, _ = _check_context(door, values, batch, time, hidden, initial, reset, None, None)
     coeffs = coeffs[(None,) * (3 - coeffs.dim())]
-    return autograd.scan((coeffs, values, initial, reset, None, None), Spec("linear", "identity", reverse, backend))[0]
+    return autograd.scan(
+        (coeffs, values, initial, reset, None, None), Spec("linear", "identity", reverse, backends.forced(backend))
+    )[0]
 
 
 def mingru_scan(
@@ -141,7 +143,7 @@ def minlstm_scan(
 
 
 def _gated(gates, projection, initial, reset, restart, lengths, reverse, activation, backend) -> tuple[Tensor, Tensor]:
-    spec = Spec(gates, activation, reverse, backend)
+    spec = Spec(gates, activation, reverse, backends.forced(backend))
     door, blocks = spec.door, gating.width(gates)
     if activation not in gating.ACTIVATIONS:
         raise ValueError(f"{door}: activation must be one of {gating.ACTIVATIONS}, got {activation!r}")
@@ -210,4 +212,10 @@ def _check_context(
             raise TypeError(f"{door}: lengths must be int64, got {lengths.dtype}")
         check_shape(door, "lengths", lengths, "(B,)", (batch,))
         _check_device(door, "lengths", lengths, like)
+        # The values are looked at only where that costs neither a wait for a device nor a break of a graph.
+        known = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
+        if known and batch and not torch._C._are_functorch_transforms_active():
+            shortest, longest = torch.aminmax(lengths)
+            if shortest < 0 or longest > time:
+                raise ValueError(f"{door}: lengths must be between 0 and T = {time}, got {lengths.tolist()}")
     return initial, restart

@@ -1,6 +1,16 @@
 /* What the machine can run, asked of the library that every machine can run. */
 #include "scan.h"
 
+/* Whether work is shared between threads. */
+EXPORT int has_openmp(void)
+{
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 /* 0: the baseline; 1: x86-64-v3 (AVX2, FMA); 2: x86-64-v4 (AVX-512). */
 EXPORT int cpu_level(void)
 {

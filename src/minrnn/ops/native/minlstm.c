@@ -9,7 +9,7 @@
 #define GATES_OF(R)                                                                                      \
     INLINE void JOIN(shares, R)(const R *x, R *forget, R *into, R *shut_forget, R *shut_into)            \
     {                                                                                                    \
-        const R low0 = x[0] < 0 ? x[0] : x[0] * 0, low1 = x[1] < 0 ? x[1] : x[1] * 0;                    \
+        const R low0 = x[0] > 0 ? 0 : x[0], low1 = x[1] > 0 ? 0 : x[1]; /* NaN stays */                  \
         const R e0 = JOIN(exp_negative, R)(x[0] < 0 ? x[0] : -x[0]);                                     \
         const R e1 = JOIN(exp_negative, R)(x[1] < 0 ? x[1] : -x[1]);                                     \
         const R apart = low0 - low1;                                                                     \

@@ -15,7 +15,11 @@
 #define AT(tensor, b, t) ((tensor).data + ((b) * (tensor).batch + (t) * (tensor).time) * (int64_t)sizeof(IO))
 #define STATE(tensor, b) ((ACC *)(tensor).data + (b) * (tensor).batch)
 
-INLINE int64_t FN(length)(const scan *s, int64_t b) { return s->lengths.data ? ((const int64_t *)s->lengths.data)[b] : s->T; }
+INLINE int64_t FN(length)(const scan *s, int64_t b)
+{
+    return s->lengths.data ? min64(((const int64_t *)s->lengths.data)[b * s->lengths.batch], s->T) : s->T;
+}
+
 INLINE int FN(is_reset)(const scan *s, int64_t b, int64_t t)
 {
     return s->reset.data && s->reset.data[b * s->reset.batch + t * s->reset.time];
@@ -163,7 +167,7 @@ INLINE void FN(will_write)(const tensor *x, int64_t b, int64_t t, int64_t c, int
 }
 
 /* How many steps ahead. */
-INLINE int64_t FN(ahead)(FN(piece) w) { return ceil_div(AHEAD, w.n * (int64_t)sizeof(IO)); }
+INLINE int64_t FN(ahead)(FN(piece) w) { return ceil_div(AHEAD, (w.b1 - w.b0) * w.n * (int64_t)sizeof(IO)); }
 
 /* state (b1 - b0, n) holds what comes in, and then what goes out. */
 static void FN(forward_piece)(const scan *s, FN(piece) w, ACC *state)

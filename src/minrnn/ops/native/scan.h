@@ -28,7 +28,7 @@ typedef struct {
     tensor reset;   /* uint8 (B, T) */
     tensor initial; /* (B, H), in the type of the state; time unused, as in the next five */
     tensor restart; /* (B, H) */
-    tensor lengths; /* int64 (B,) */
+    tensor lengths; /* int64 (B,), of any stride */
     tensor last;    /* (B, H) */
     tensor grad_h;
     tensor grad_last;
