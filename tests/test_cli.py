@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_train_reports_the_end(text, tmp_path, capsys):
     assert re.search(r"step 40/40 · loss \d\.\d+ · held out \d\.\d+ · [\d.]+k tokens/s · 0:00 left", shown)
     assert f"held out: {result['held_out']:.4f} nats per character in windows of 24 from zero state" in shown
     assert f"held out: {result['held_out_carried']:.4f} nats per character with the state carried on" in shown
-    assert str(out) in shown
+    assert re.search(r"trained 40 steps in \d+ s", shown) and str(out) in shown
     assert minrnn.models.load(out).config.backbone.mixer == "minlstm"
 
 
@@ -119,7 +120,7 @@ def test_generate_streams(run, monkeypatch):
 
 
 def test_a_process_that_is_stopped_and_killed_goes_on(text, tmp_path, capsys):
-    whole, run = tmp_path / "whole", tmp_path / "run"
+    whole, run = tmp_path / "whole", tmp_path / "a run"
     begin = ["train", "--data", str(text), *SMALL[:-1], "--steps", "400", "--out"]
     assert main([*begin, str(whole)]) == 0
 
@@ -137,7 +138,7 @@ def test_a_process_that_is_stopped_and_killed_goes_on(text, tmp_path, capsys):
         return process.communicate()[0], process.returncode
 
     shown, status = interrupted([*begin, str(run)], 30, signal.SIGINT)
-    assert status == 130 and f"to go on: minrnn train --out {run} --resume" in shown
+    assert status == 130 and f"to go on: minrnn train --out {shlex.quote(str(run))} --resume" in shown
     resume = ["train", "--out", str(run), "--resume"]
     assert interrupted(resume, 170, signal.SIGKILL)[1] == -signal.SIGKILL
     assert main(resume) == 0
@@ -147,6 +148,42 @@ def test_a_process_that_is_stopped_and_killed_goes_on(text, tmp_path, capsys):
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 60
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_run_goes_on_from_elsewhere_and_with_its_text_moved(text, tmp_path, monkeypatch, capsys):
+    def noted():
+        return json.loads((tmp_path / "run" / "train.json").read_text())["data"]
+
+    monkeypatch.chdir(text.parent)
+    assert main(["train", "--data", text.name, "--out", str(tmp_path / "run"), *SMALL]) == 0
+    monkeypatch.chdir(tmp_path)
+    resume = ["train", "--out", "run", "--resume"]
+    assert main(resume) == 0 and noted() == str(text)
+    Path("moved.txt").write_bytes(text.read_bytes())
+    assert main([*resume, "--data", "moved.txt"]) == 0 and noted() == str(tmp_path / "moved.txt")
+    Path("other.txt").write_bytes(text.read_bytes() + b"more")
+    capsys.readouterr()
+    assert "must have SHA-256" in refused(capsys, *resume, "--data", "other.txt")
+    assert noted() == str(tmp_path / "moved.txt")
+
+
+def test_ctrl_c_at_once_ends_with_130(text, tmp_path, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(minrnn.tasks.TextTask, "loss", interrupted)
+    assert main(["train", "--data", str(text), "--out", str(tmp_path / "run"), *SMALL]) == 130
+    assert capsys.readouterr().err == "minrnn train: stopped\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_prompt_is_found_for_a_model_that_saw_no_line_break(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("abcd" * 100)
+    out = tmp_path / "run"
+    assert main(["train", "--data", str(tmp_path / "text.txt"), "--out", str(out), *SMALL, "--steps", "1"]) == 0
+    capsys.readouterr()
+    assert main(["generate", str(out), "--length", "5"]) == 0
+    assert re.fullmatch(r"a[a-d]{5}\n", capsys.readouterr().out)
 
 
 def test_every_key_can_come_from_a_file(run, tmp_path):
@@ -194,6 +231,7 @@ def test_bad_input_is_one_sentence(run, text, capsys, tmp_path):
     assert "must be a new directory" in refused(capsys, "train", "--data", text, "--out", run)
     assert "name must be one of mingru, minlstm" in refused(capsys, "train", "--mixer", "magic", *new)
     assert "options of mingru must be among" in refused(capsys, "train", "--mixer_options.magic", "1", *new)
+    assert "mlp * width must be below" in refused(capsys, "train", "--mlp", "1e308", *new)
     assert not (tmp_path / "new").exists()
     assert "model has seen, got '#'" in refused(capsys, "generate", run, "--prompt", "1#2")
     assert "at least one token" in refused(capsys, "generate", run, "--prompt", "")
@@ -213,7 +251,15 @@ def test_a_torn_model_is_named(run, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train", "--steps", "many"], ["train", "--magic", "1"], ["eval"], ["generate", "x", "--length", "x"], ["magic"]],
+    [
+        ["train", "--steps", "many"],
+        ["train", "--magic", "1"],
+        ["eval"],
+        ["generate", "x", "--length", "x"],
+        ["generate", "x", "--seed", "-1"],
+        ["generate", "x", "--seed", str(2**64)],
+        ["magic"],
+    ],
 )
 def test_bad_arguments_end_with_2(arguments, capsys):
     try:

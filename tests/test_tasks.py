@@ -10,7 +10,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from minrnn.tasks import TextConfig, TextTask, corpus
+from minrnn.tasks import TextConfig, TextTask, corpus, vocabulary
 from minrnn.tasks.corpus import Download, read_corpus
 from minrnn.tasks.text import score
 from minrnn.tasks.vocabulary import decode_stream, encode, make_tokenizer
@@ -53,10 +53,30 @@ def test_long_texts_are_encoded_piece_by_piece_without_a_trace():
     assert encode(tokenizer, "").shape == (0,)
 
 
+def test_pieces_are_encoded_in_groups(monkeypatch):
+    class Counting:
+        sizes, tokenizer = [], make_tokenizer("chars", "ab")
+
+        def encode_batch_fast(self, pieces, **options):
+            self.sizes.append(len(pieces))
+            return self.tokenizer.encode_batch_fast(pieces, **options)
+
+    monkeypatch.setattr(vocabulary, "_PIECE", 2)
+    assert encode(Counting(), "ab" * 65).tolist() == [0, 1] * 65
+    assert Counting.sizes == [64, 1]
+
+
 def test_a_character_never_seen_is_named():
     tokenizer = make_tokenizer("chars", "abc")
     with pytest.raises(ValueError, match="text must have only characters that the model has seen, got 'xé'"):
         encode(tokenizer, "abxéc")
+
+
+def test_words_never_seen_are_not_called_characters():
+    tokenizer = Tokenizer(models.WordLevel({"hello": 0}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(ValueError, match=r"text must have only tokens that the model has seen, got: .*UNK"):
+        encode(tokenizer, "hello world")
 
 
 def test_the_first_nine_tenths_train_and_every_other_character_is_predicted(text_file):

@@ -1,25 +1,30 @@
 """Training: what a run leaves behind, and that no interruption changes or costs anything."""
 
 import dataclasses
+import io
 import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from rich.console import Console
 
 import minrnn.models
+import minrnn.train.module
 from minrnn.models import BackboneConfig
 from minrnn.tasks import TextConfig, TextTask
 from minrnn.train import RunConfig, TrainConfig
-from minrnn.train.files import Metrics
-from minrnn.train.module import Interrupted
-from minrnn.train.run import train
+from minrnn.train.files import CheckpointFile, Metrics
+from minrnn.train.module import AT_ONCE, Interrupted, Journal
+from minrnn.train.run import _say, train
 
 STEPS = 60
 
@@ -33,13 +38,20 @@ def _one_thread():
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(tmp_path_factory, request):
     text = tmp_path_factory.mktemp("data") / "text.txt"
     text.write_text("".join(f"{n} times {n} is {n * n}.\n" for n in range(400)))
     return RunConfig(
         TextConfig(data=str(text), length=24, batch_size=4),
         BackboneConfig(width=16, layers=2, dropout=0.2),
-        TrainConfig(steps=STEPS, warmup=5, eval_every=20, save_every=15),
+        TrainConfig(
+            steps=STEPS,
+            lr=4e-3,
+            warmup=5,
+            eval_every=20,
+            save_every=15,
+            precision=getattr(request, "param", "32-true"),
+        ),
     )
 
 
@@ -66,13 +78,14 @@ def assert_same_run(run, whole):
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
-def stop_at(step, signum, monkeypatch):
+def stop_at(step, signum, monkeypatch, times=1):
     """Send this process a signal when the batch of `step` is asked for."""
     batch = TextTask.batch
 
     def stopping(self, seed, at):
         if at == step:
-            os.kill(os.getpid(), signum)
+            for _ in range(times):
+                os.kill(os.getpid(), signum)
         return batch(self, seed, at)
 
     monkeypatch.setattr(TextTask, "batch", stopping)
@@ -110,6 +123,7 @@ def test_the_seed_decides_the_run(whole, config, tmp_path):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [1, 15, 37])
+@pytest.mark.parametrize("config", ["32-true", "64-true"], indirect=True)
 def test_stopped_and_resumed_is_uninterrupted(whole, config, tmp_path, monkeypatch, step, signum):
     run, handler = tmp_path / "run", signal.getsignal(signum)
     with monkeypatch.context() as patch, pytest.raises(Interrupted) as stop:
@@ -157,6 +171,92 @@ def test_killed_before_the_first_checkpoint_begins_again(whole, config, tmp_path
     assert_same_run(run, whole)
 
 
+def test_killed_between_the_model_and_the_checkpoint_is_uninterrupted(whole, config, tmp_path, monkeypatch):
+    run, written = tmp_path / "run", []
+
+    def killing(original):
+        def write(*arguments, **options):
+            original(*arguments, **options)
+            written.append(1)
+            if len(written) == 7:  # the first of the last two
+                raise RuntimeError("killed")
+
+        return write
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        for owner, name in ((minrnn.train.module, "save"), (CheckpointFile, "save_checkpoint")):
+            patch.setattr(owner, name, killing(getattr(owner, name)))
+        train(config, run, console=quiet())
+    train(RunConfig.of_run(run), run, resume=True, console=quiet())
+    assert_same_run(run, whole)
+
+
+def test_killed_before_there_is_a_model_begins_again(whole, tmp_path):
+    for name in ("train.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    train(RunConfig.of_run(tmp_path), tmp_path, resume=True, console=quiet())
+    assert_same_run(tmp_path, whole)
+
+
+@pytest.mark.parametrize(("times", "end"), [(1, Interrupted), (2, KeyboardInterrupt)])
+def test_ctrl_c_gives_back_terminal_signals_and_warnings(config, tmp_path, monkeypatch, times, end):
+    def held():
+        return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM), list(warnings.filters)
+
+    before, screen = held(), io.StringIO()
+    stop_at(37, signal.SIGINT, monkeypatch, times)
+    with pytest.raises(end):
+        train(config, tmp_path / "run", console=Console(force_terminal=True, file=screen))
+    shown = screen.getvalue()
+    assert "stopping after this step" in shown
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is shown again
+    assert held() == before
+
+
+@pytest.mark.parametrize("signum", AT_ONCE)
+def test_a_second_request_is_obeyed_at_once_and_close_gives_all_back(signum, tmp_path):
+    before = [signal.getsignal(each) for each in AT_ONCE]
+    screen = io.StringIO()
+    journal = Journal(tmp_path, Metrics(tmp_path / "metrics.jsonl"), Console(file=screen))
+    try:
+        journal.on_train_start(SimpleNamespace(is_global_zero=False), None)
+        signal.raise_signal(signum)
+        assert "stopping after this step" in screen.getvalue()
+        assert signal.getsignal(signum) == AT_ONCE[signum]
+    finally:
+        journal.close()
+    assert [signal.getsignal(each) for each in AT_ONCE] == before
+
+
+def test_a_request_to_another_process_stops_this_one(config, tmp_path, monkeypatch):
+    def reduce(self, own, *arguments, **options):
+        return torch.stack([own[0], torch.tensor(0.5)])  # the mean over two
+
+    monkeypatch.setattr(SingleDeviceStrategy, "reduce", reduce)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 1"):
+        train(config, tmp_path / "run", console=quiet())
+
+
+def test_a_run_that_diverges_says_so(config, tmp_path):
+    wild = dataclasses.replace(config.train, lr=1e30, warmup=0, save_every=1)
+    with pytest.raises(ValueError, match=r"train: the loss must stay finite, got nan at step 2.* a lower --lr"):
+        train(dataclasses.replace(config, train=wild), tmp_path / "run", console=quiet())
+    assert all(weight.isfinite().all() for weight in minrnn.models.load(tmp_path / "run").parameters())
+
+
+def test_weights_that_are_not_finite_are_not_saved(stopped, monkeypatch):
+    before = {name: (stopped / name).read_bytes() for name in ("checkpoint.pt", "model.safetensors")}
+    loss = TextTask.loss
+    monkeypatch.setattr(  # a finite loss whose gradient is NaN
+        TextTask, "loss", lambda self, model, batch: loss(self, model, batch) + (0 * model.head.weight.sum()).sqrt()
+    )
+    config = RunConfig.of_run(stopped)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, save_every=1))
+    with pytest.raises(ValueError, match=r"sum of the weights must stay finite, got nan .*\(first seen in embedding"):
+        train(config, stopped, resume=True, console=quiet())
+    assert {name: (stopped / name).read_bytes() for name in before} == before
+
+
 @pytest.fixture
 def stopped(config, tmp_path, monkeypatch):
     """A run that was stopped after about 37 steps."""
@@ -167,10 +267,11 @@ def stopped(config, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_costs_nothing(whole, stopped):
+@pytest.mark.parametrize("name", ["checkpoint.pt", "model.safetensors", "metrics.jsonl"])
+def test_a_full_disk_costs_nothing(whole, stopped, name):
     before = (stopped / "checkpoint.pt").read_bytes()
-    (stopped / "checkpoint.pt.part").symlink_to("/dev/full")
-    with pytest.raises(OSError, match=r"cannot write .*checkpoint.pt: No space left.* --resume goes on from it"):
+    (stopped / f"{name}.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"train: cannot write into .*run: No space left.* --resume goes on from it"):
         train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
     assert (stopped / "checkpoint.pt").read_bytes() == before
     assert not list(stopped.glob("*.part"))
@@ -207,6 +308,13 @@ def test_a_torn_checkpoint_is_named(stopped, size):
 def test_a_checkpoint_of_something_else_is_named(stopped):
     torch.save({"weights": torch.zeros(3)}, stopped / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint: .*checkpoint.pt is torn, or not a checkpoint"):
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+
+
+def test_a_checkpoint_without_tensors_is_named(stopped):
+    checkpoint = torch.load(stopped / "checkpoint.pt", weights_only=True)
+    torch.save({**checkpoint, "state_dict": dict.fromkeys(checkpoint["state_dict"], 1.0)}, stopped / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint.pt is torn, or not a checkpoint of minrnn: its weights are no"):
         train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
 
 
@@ -281,6 +389,9 @@ def test_a_directory_that_is_no_run_is_named(tmp_path):
     (tmp_path / "train.json").write_text('{"length": ')
     with pytest.raises(ValueError, match=r"train.json is damaged"):
         RunConfig.of_run(tmp_path)
+    (tmp_path / "train.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"train.json is damaged"):
+        RunConfig.of_run(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -290,8 +401,11 @@ def test_a_directory_that_is_no_run_is_named(tmp_path):
         ("warmup", -1, "at least 0"),
         ("seed", -1, "at least 0"),
         ("lr", float("nan"), "above 0"),
+        ("lr", float("inf"), "finite"),
+        ("weight_decay", float("inf"), "finite"),
         ("beta2", 1.0, "in \\[0, 1\\)"),
         ("precision", "half", "one of"),
+        ("precision", "16-mixed", "one of"),
     ],
 )
 def test_train_config_is_checked(field, value, wanted):
@@ -305,3 +419,23 @@ def test_the_learning_rate_rises_and_falls():
     assert rates[0] == 0.1 and max(rates) == rates[10] == 1.0 and rates[100] == pytest.approx(0)
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert TrainConfig(steps=1, warmup=0).schedule(0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value", "wanted"),
+    [
+        (TrainConfig, "steps", 1.5, "int"),
+        (TrainConfig, "precision", 32, "str"),
+        (TextConfig, "length", "24", "int"),
+        (TextConfig, "sha256", 7, r"str \| None"),
+    ],
+)
+def test_types_are_checked(config, field, value, wanted):
+    with pytest.raises(TypeError, match=f"{field} must be of type {wanted}, got {value!r}"):
+        config(**{field: value})
+
+
+def test_text_is_shown_as_it_is():
+    screen = io.StringIO()
+    _say(Console(file=screen), "a :key: of [bold]")
+    assert screen.getvalue() == "a :key: of [bold]\n"

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -94,17 +95,19 @@ def train(arguments: list[str]) -> int:
     run = Path(out) if out else Path("runs") / f"{Path(config.task.data).stem}-{config.backbone.mixer}"
     if resume:
         config = RunConfig.of_run(run)
+        data = given.pop("data", config.task.data)  # it may have moved: its checksum says that it is the same
         for key, value in given.items():
             if value != (kept := config.to_dict()[key]):
                 raise ValueError(f"--{key} must be {kept!r} to resume the run in {run}, got {value!r}")
+        config = dataclasses.replace(config, task=dataclasses.replace(config.task, data=data))
     console = make_console()
     if huge_pages:
         console.print(f"[dim]{HUGE_PAGES}=1: torch's CPU allocator uses huge pages[/]", highlight=False)
     try:
         train_run(config, run, resume=resume, console=console)
     except Interrupted as stop:
-        how = f"{stop}; to go on: minrnn train --out {run} --resume"
-        console.print(how, markup=False, highlight=False, soft_wrap=True)
+        how = f"{stop}; to go on: minrnn train --out {shlex.quote(str(run))} --resume"
+        console.print(how, markup=False, emoji=False, highlight=False, soft_wrap=True)
         return 128 + stop.signal
     return 0
 
@@ -146,32 +149,35 @@ def generate(arguments: list[str]) -> int:
     """Continue a prompt with a trained model, and print the text as it is made."""
     parser = argparse.ArgumentParser("minrnn generate", description=generate.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
-    parser.add_argument("--prompt", default="\n", help="text to continue (default: a line break)")
+    parser.add_argument("--prompt", help="text to continue (default: a line break, if the model knows it)")
     parser.add_argument("--length", type=int, default=500, help="tokens to make (default: 500)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest always (default: 0.8)")
     parser.add_argument("--top-k", type=int, help="draw among the K likeliest only")
     parser.add_argument("--top-p", type=float, help="draw among the likeliest that together have probability P only")
     parser.add_argument("--seed", type=int, help="the same seed makes the same text")
     given = parser.parse_args(arguments)
+    if given.seed is not None and not 0 <= given.seed < 2**64:
+        parser.error(f"argument --seed: must be in [0, 2**64), got {given.seed}")
 
     import torch
 
     from minrnn import models
-    from minrnn.tasks.vocabulary import decode_stream, encode, load_tokenizer
+    from minrnn.tasks.vocabulary import decode_stream, default_prompt, encode, load_tokenizer
 
     model, tokenizer = models.load(given.run), load_tokenizer(given.run / "tokenizer.json")
     generator = torch.Generator()
     generator.seed() if given.seed is None else generator.manual_seed(given.seed)
+    prompt = default_prompt(tokenizer) if given.prompt is None else encode(tokenizer, given.prompt).tolist()
     ids = models.generate(
         model,
-        encode(tokenizer, given.prompt).tolist(),
+        prompt,
         max_new_tokens=given.length,
         temperature=given.temperature,
         top_k=given.top_k,
         top_p=given.top_p,
         generator=generator,
     )
-    sys.stdout.write(given.prompt)
+    sys.stdout.write(tokenizer.decode(prompt, skip_special_tokens=False) if given.prompt is None else given.prompt)
     for piece in decode_stream(tokenizer, ids):
         sys.stdout.write(piece)
         sys.stdout.flush()

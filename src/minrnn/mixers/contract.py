@@ -5,7 +5,8 @@ B batch, T time, D model width.
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, cast, get_origin
+from types import UnionType
+from typing import Any, Literal, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +63,11 @@ def check_series(door: str, x: Tensor, width: int, reset: Tensor | None) -> None
 def check_types(config: Any) -> None:
     """Raise TypeError unless every field of a dataclass holds what its annotation says; an int will do for a float."""
     for field in dataclasses.fields(config):
-        value, wanted = getattr(config, field.name), cast(type, get_origin(field.type) or field.type)
+        value, origin = getattr(config, field.name), get_origin(field.type)
+        wanted: Any = str if origin is Literal else field.type if origin in (None, UnionType) else origin
         allowed = (float, int) if wanted is float else wanted
         if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
             door = type(config).__name__
-            raise TypeError(f"{door}: {field.name} must be of type {wanted.__name__}, got {value!r}")
+            raise TypeError(
+                f"{door}: {field.name} must be of type {getattr(wanted, '__name__', wanted)}, got {value!r}"
+            )

@@ -53,7 +53,7 @@ class Block(nn.Module):
         self.conv = CausalConv(width, config.conv) if config.conv else None
         self.mixer_norm = nn.LayerNorm(width, bias=False)
         self.mixer = make_mixer(config.mixer, width, config.mixer_options)
-        self.mlp_norm = nn.LayerNorm(width, bias=False) if hidden else nn.Identity()
+        self.mlp_norm = nn.LayerNorm(width, bias=False) if hidden else None
         self.mlp = MLP(width, hidden, config.dropout) if hidden else None
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
@@ -64,7 +64,7 @@ class Block(nn.Module):
             x = x + y
         y, mixed = self.mixer(self.mixer_norm(x), mixed, reset=reset)
         x = x + y
-        if self.mlp is not None:
+        if self.mlp is not None and self.mlp_norm is not None:
             x = x + self.mlp(self.mlp_norm(x))
         return x, (before, mixed)
 

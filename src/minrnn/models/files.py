@@ -12,13 +12,16 @@ from minrnn.models.language import LanguageModel
 
 
 def replace_files(contents: Mapping[Path, bytes]) -> None:
-    """Write files beside their places, then put all into them: while there is no room for all, the old ones stay.
+    """Write files beside their places, then put them there, one after the other.
+
+    No file is ever torn, and while there is no room for all, the old ones stay. A crash in the moment between two of
+    the replacements leaves new ones beside old ones.
 
     Args:
         contents: what is to stand in each file.
 
     Raises:
-        OSError: not all could be written; nothing has changed.
+        OSError: not all could be written: nothing has changed; or, rarely, not all could be put into their places.
     """
     aside = {path: path.with_name(path.name + ".part") for path in contents}
     try:
@@ -36,14 +39,16 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
 
 
 def save(model: LanguageModel, run: str | os.PathLike[str]) -> None:
-    """Save a model into the directory `run`, made if it is not there. A model in it is replaced whole or not at all.
+    """Save a model into the directory `run`, made if it is not there.
+
+    A model in it is replaced as by `replace_files`: weights of the same config whole or not at all.
 
     Args:
         model: its config and weights are saved, as they are.
         run: the directory.
 
     Raises:
-        OSError: it could not be written; what was there before still is.
+        OSError: it could not be written; on a full disk what was there before still is.
     """
     import safetensors.torch
 
@@ -76,12 +81,16 @@ def load(run: str | os.PathLike[str]) -> LanguageModel:
         if not path.is_file():
             raise ValueError(f"load: run must be a directory that holds {path.name}, got {os.fspath(run)!r}")
     try:
-        with torch.device("meta"):
-            model = LanguageModel(LanguageModelConfig.from_dict(json.loads(config.read_bytes())))
-    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: sizes beyond any tensor
+        wanted = LanguageModelConfig.from_dict(json.loads(config.read_bytes()))
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # the last two: nested or large beyond sense
         raise ValueError(f"load: {config} must be the config of a model, got: {error}") from error
     try:
-        model.load_state_dict(safetensors.torch.load(weights.read_bytes()), assign=True)
-    except (safetensors.SafetensorError, RuntimeError) as error:
+        tensors = safetensors.torch.load(weights.read_bytes())
+        if wanted.backbone.layers > len(tensors):  # before they are made, which could take for ever
+            raise ValueError(f"{len(tensors)} tensors for {wanted.backbone.layers} layers")
+        with torch.device("meta"):
+            model = LanguageModel(wanted)
+        model.load_state_dict(tensors, assign=True)
+    except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"load: {weights} must be the weights of {config.name}, got: {error}") from error
     return model.eval()

@@ -24,7 +24,7 @@ def generate(
         model: in eval mode.
         prompt_tokens: at least one.
         max_new_tokens: how many to draw.
-        temperature: divides the logits; 0 takes the likeliest token always.
+        temperature: divides the logits; 0, or what float32 cannot divide by, takes the likeliest token always.
         top_k: draw only among the k likeliest.
         top_p: draw only among the likeliest that together have at least this probability, of those that `top_k` leaves.
         generator: of the random numbers, on the model's device.
@@ -72,7 +72,7 @@ def sample(
     logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
 ) -> Tensor:
     """One token for each row of logits (B, V): (B, 1)."""
-    if temperature == 0:
+    if temperature < torch.finfo(torch.float32).tiny:
         return logits.argmax(-1, keepdim=True)
     probability = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
     if top_k is None and top_p is None:

@@ -1,5 +1,6 @@
 """Where text comes from: Python's own manual, a verified download, or a UTF-8 file."""
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +22,11 @@ DOWNLOADS = {
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     )
 }
+
+
+def locate(data: str) -> str:
+    """A name of the same text that holds in any working directory."""
+    return data if data == "pydoc" or data in DOWNLOADS else os.path.abspath(data)
 
 
 def read_corpus(data: str) -> str:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from minrnn.mixers.contract import check_types
 from minrnn.tasks.corpus import read_corpus
 from minrnn.tasks.vocabulary import encode, make_tokenizer
 
@@ -35,10 +36,11 @@ class TextConfig:
     data: str = "pydoc"
     tokens: str = "chars"
     length: int = 256
-    batch_size: int = 32
+    batch_size: int = 8
     sha256: str | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("length", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TextConfig: {name} must be at least 1, got {getattr(self, name)}")

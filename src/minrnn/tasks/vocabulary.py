@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-# The tokenizers library keeps about 100 bytes beside each token, so text goes in by pieces. Characters and bytes do not
-# notice; a subword tokenizer sees one additional boundary in each piece.
-_PIECE = 1 << 16
+# The tokenizers library keeps about 100 bytes beside each token, so text goes in by pieces, and a group of them at once
+# for its threads. Characters and bytes do not notice; a subword tokenizer sees one additional boundary in each piece.
+_PIECE, _GROUP = 1 << 16, 64
 
 
 def make_tokenizer(tokens: str, text: str) -> Tokenizer:
@@ -51,13 +51,18 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """The token ids of `text`, int32; ValueError if it has characters that the tokenizer does not know."""
-    pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
+    pieces, ids = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)], [np.empty(0, np.int32)]
     try:
-        encodings = tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
-    except Exception:
-        unseen = "".join(sorted(set(text) - set(tokenizer.get_vocab())))
-        raise ValueError(f"text must have only characters that the model has seen, got {unseen[:20]!r}") from None
-    return np.concatenate([np.empty(0, np.int32), *(np.array(each.ids, np.int32) for each in encodings)])
+        for start in range(0, len(pieces), _GROUP):
+            group = tokenizer.encode_batch_fast(pieces[start : start + _GROUP], add_special_tokens=False)
+            ids += [np.array(each.ids, np.int32) for each in group]
+    except Exception as error:  # the tokenizers library raises bare Exception
+        known = tokenizer.get_vocab()
+        unseen = "".join(sorted(set(text) - known.keys()))
+        if unseen and all(len(token) == 1 for token in known):
+            raise ValueError(f"text must have only characters that the model has seen, got {unseen[:20]!r}") from None
+        raise ValueError(f"text must have only tokens that the model has seen, got: {error}") from None
+    return np.concatenate(ids)
 
 
 def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
@@ -67,3 +72,11 @@ def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
         text = stream.step(tokenizer, index)
         if text:
             yield text
+
+
+def default_prompt(tokenizer: Tokenizer) -> list[int]:
+    """A line break, or token 0 where the tokenizer knows none."""
+    try:
+        return encode(tokenizer, "\n").tolist() or [0]
+    except ValueError:
+        return [0]

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from minrnn.mixers.contract import check_types
 from minrnn.models import BackboneConfig
 from minrnn.tasks import TextConfig
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]
+Precision = Literal["32-true", "bf16-mixed", "64-true"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class TrainConfig:
         devices: processes that share a batch, one device each
     """
 
-    steps: int = 1500
-    lr: float = 4e-3
+    steps: int = 3100
+    lr: float = 8e-3
     warmup: int = 100
     beta2: float = 0.99
     weight_decay: float = 0.1
@@ -44,6 +45,7 @@ class TrainConfig:
     devices: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("steps", "eval_every", "save_every", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig: {name} must be at least 1, got {getattr(self, name)}")
@@ -53,6 +55,9 @@ class TrainConfig:
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"TrainConfig: {name} must be above 0, got {getattr(self, name)}")
+        for name in ("lr", "weight_decay"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"TrainConfig: {name} must be finite, got {getattr(self, name)}")
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"TrainConfig: beta2 must be in [0, 1), got {self.beta2}")
         if self.precision not in get_args(Precision):
@@ -91,6 +96,8 @@ class RunConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
         """The config of a table: what is not there has its default, what is unknown is a ValueError."""
+        if not isinstance(values, Mapping):
+            raise TypeError(f"RunConfig: fields must be a mapping, got {type(values).__name__}")
         known = {part: [each.name for each in fields(config)] for part, config in PARTS.items()}
         if unknown := values.keys() - {name for names in known.values() for name in names}:
             raise ValueError(f"RunConfig: fields must be known, got {', '.join(sorted(unknown))}")

@@ -25,13 +25,7 @@ class CheckpointFile(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        try:
-            replace_files({Path(path): buffer.getvalue()})
-        except OSError as error:
-            raise OSError(
-                f"checkpoint: cannot write {path}: {error.strerror}; "
-                "the previous checkpoint is unharmed, --resume goes on from it"
-            ) from error
+        replace_files({Path(path): buffer.getvalue()})
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         try:
@@ -41,6 +35,9 @@ class CheckpointFile(TorchCheckpointIO):
             raise ValueError(f"checkpoint: {path} is torn, or not a checkpoint of minrnn: {reason}") from None
         if not (isinstance(checkpoint, dict) and checkpoint.keys() >= _KEYS):
             raise ValueError(f"checkpoint: {path} is torn, or not a checkpoint of minrnn: it has no {sorted(_KEYS)}")
+        weights = checkpoint["state_dict"]
+        if not (isinstance(weights, dict) and all(isinstance(each, torch.Tensor) for each in weights.values())):
+            raise ValueError(f"checkpoint: {path} is torn, or not a checkpoint of minrnn: its weights are no tensors")
         return checkpoint
 
 

@@ -1,5 +1,6 @@
 """The two Lightning pieces of a run: what is optimised, and what happens between two steps."""
 
+import contextlib
 import itertools
 import math
 import signal
@@ -13,12 +14,16 @@ from typing import Any
 import lightning.pytorch as L
 import numpy as np
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from minrnn.models import LanguageModel, parameter_groups, save
 from minrnn.tasks import TextTask
 from minrnn.train.config import TrainConfig
 from minrnn.train.files import Metrics
+
+# What a second request to stop does, whatever the handlers were before the run.
+AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
 class Interrupted(Exception):
@@ -66,16 +71,19 @@ class Training(L.LightningModule):
 class Journal(L.Callback):
     """After each step, in this order: note the loss, measure what is held out, save, and stop if asked to.
 
-    A checkpoint therefore stands for all that was measured up to its step, and a resumed run repeats the rest.
+    A checkpoint therefore stands for all that was done up to its step, and a resumed run repeats the rest. From
+    `on_train_start` to `close` signals are its own.
     """
 
-    def __init__(self, run: Path, metrics: Metrics, log_every: int = 10) -> None:
-        self.run, self.metrics, self.log_every = run, metrics, log_every
+    def __init__(self, run: Path, metrics: Metrics, console: Console, log_every: int = 10) -> None:
+        self.run, self.metrics, self.console, self.log_every = run, metrics, console, log_every
         self.seconds = 0.0  # of all sessions of this run
         self.loss = math.nan  # the latest
         self.held_out: float | None = None
         self._asked_to_stop: int | None = None
-        self._handlers: dict[int, Any] = {}
+        # Read now: when training starts, Lightning has put its own in their place. Other threads cannot set any.
+        main_thread = threading.current_thread() is threading.main_thread()
+        self._handlers = {signum: signal.getsignal(signum) for signum in AT_ONCE} if main_thread else {}
 
     @property
     def checkpoint(self) -> Path:
@@ -85,16 +93,18 @@ class Journal(L.Callback):
         self._started = time.monotonic() - self.seconds
         if trainer.is_global_zero:
             self.metrics.rewind(trainer.global_step)
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[signum] = signal.signal(signum, self._ask_to_stop)
+        for signum in self._handlers:
+            signal.signal(signum, self._ask_to_stop)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: Training, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
         step, config = trainer.global_step, module.config
         self.seconds = time.monotonic() - self._started
-        self.loss = trainer.strategy.reduce(outputs["loss"], reduce_op="mean").item()
+        # All processes stop after the same step, also when only one of them was asked to.
+        own = torch.stack([outputs["loss"], outputs["loss"].new_tensor(self._asked_to_stop is not None)])
+        self.loss, asked_to_stop = trainer.strategy.reduce(own, reduce_op="mean").tolist()
+        self._check_finite(module, step, "loss", self.loss)
         last = step == config.steps
         if trainer.is_global_zero and (step % self.log_every == 0 or last):
             rate = config.lr * config.schedule(step - 1)
@@ -103,14 +113,17 @@ class Journal(L.Callback):
             module.eval()
             self.held_out = module.task.evaluate(module.model, device=module.device)
             module.train()
+            self._check_finite(module, step, "held-out loss", self.held_out)
             if trainer.is_global_zero:
                 self.metrics.append(step, held_out=self.held_out)
-        if step % config.save_every == 0 or last or self._asked_to_stop:
-            trainer.save_checkpoint(self.checkpoint)
+        if step % config.save_every == 0 or last or asked_to_stop:
+            weights = sum(parameter.double().sum().item() for parameter in module.model.parameters())
+            self._check_finite(module, step, "sum of the weights", weights)
             if trainer.is_global_zero:
                 save(module.model, self.run)
-        if self._asked_to_stop and not last:
-            raise Interrupted(self._asked_to_stop, step)
+            trainer.save_checkpoint(self.checkpoint)  # last: killed before it, a resumed run saves the model again
+        if asked_to_stop and not last:
+            raise Interrupted(self._asked_to_stop or signal.SIGTERM, step)
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self.seconds}
@@ -118,11 +131,23 @@ class Journal(L.Callback):
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self.seconds = state_dict["seconds"]
 
-    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+    def close(self) -> None:
+        """Give the signals back. (Lightning calls no `teardown` after an exception.)"""
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
-        self._handlers.clear()
 
     def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
         self._asked_to_stop = signum
-        signal.signal(signum, self._handlers[signum])  # the second time it works at once
+        signal.signal(signum, AT_ONCE[signum])
+        with contextlib.suppress(RuntimeError):  # the signal came in the middle of another write
+            self.console.print("stopping after this step; the same signal once more stops at once", highlight=False)
+
+    def _check_finite(self, module: Training, step: int, name: str, value: float) -> None:
+        if math.isfinite(value):
+            return
+        weights = module.model.named_parameters()
+        bad = next((f" (first seen in {each})" for each, weight in weights if not weight.isfinite().all()), "")
+        raise ValueError(
+            f"train: the {name} must stay finite, got {value} at step {step}{bad}; a lower --lr may help; "
+            "the last checkpoint is unharmed"
+        )

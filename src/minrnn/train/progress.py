@@ -50,5 +50,6 @@ class Bar(L.Callback):
         else:
             self.console.print(f"step {step}/{trainer.max_steps} · {status}", highlight=False, soft_wrap=True)
 
-    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+    def close(self) -> None:
+        """Give the terminal its cursor back. (Lightning calls no `teardown` after an exception.)"""
         self.bar.stop()

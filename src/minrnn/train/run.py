@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import warnings
+from contextlib import closing
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from minrnn.models import LanguageModel, LanguageModelConfig, generate, replace_files, save
 from minrnn.tasks import TextTask
+from minrnn.tasks.corpus import locate
 from minrnn.tasks.vocabulary import decode_stream, load_tokenizer
 from minrnn.train.config import RunConfig
 from minrnn.train.curve import draw_curve
@@ -25,7 +27,8 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
     """Train a language model in the directory `out`.
 
     Args:
-        config: text, model and training. With `resume` it must be the run's own, `RunConfig.of_run(out)`.
+        config: text, model and training. With `resume` it must be the run's own, `RunConfig.of_run(out)`; only its text
+            may lie at another place.
         out: a new directory, or with `resume` the one of an interrupted run.
         resume: go on from the last checkpoint, to the losses that an uninterrupted run would have had.
         console: where progress and a sample are shown; by default the standard output.
@@ -35,9 +38,10 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
         sequence with its state carried on (`held_out_carried`), and the run's size and time.
 
     Raises:
-        ValueError: the text, the directory or the checkpoint are not what they must be.
+        ValueError: the text, the directory or the checkpoint are not right, or the loss is no longer finite.
         OSError: the disk is full; the last checkpoint is unharmed.
         Interrupted: stopped by Ctrl-C or SIGTERM; saved, and ready to resume.
+        KeyboardInterrupt: Ctrl-C once more, or outside the steps; the last checkpoint is unharmed.
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -49,42 +53,63 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
         )
     tokenizer = load_tokenizer(out / "tokenizer.json") if resume else None
     task = TextTask(config.task, tokenizer)
-    config = dataclasses.replace(config, task=dataclasses.replace(config.task, sha256=task.sha256))
+    stored = RunConfig.of_run(out) if resume else None
+    noted = stored or config
+    noted = dataclasses.replace(
+        noted, task=dataclasses.replace(noted.task, data=locate(config.task.data), sha256=task.sha256)
+    )
     torch.manual_seed(config.train.seed)
     model = LanguageModel(LanguageModelConfig(task.vocabulary, config.backbone))
-    if main_process and not resume:
+    if config.train.precision == "64-true":
+        model.double()  # now: Lightning does so after it has read the checkpoint, and would round that
+    if main_process and noted != stored:  # a new run, or one whose text has moved
         out.mkdir(parents=True, exist_ok=True)
-        save(model, out)
-        tokenizer_file, config_file = task.tokenizer.to_str(), json.dumps(config.to_dict(), indent=2) + "\n"
-        replace_files({out / "tokenizer.json": tokenizer_file.encode(), out / "train.json": config_file.encode()})
+        files = {"tokenizer.json": task.tokenizer.to_str(), "train.json": json.dumps(noted.to_dict(), indent=2) + "\n"}
+        replace_files({out / name: content.encode() for name, content in files.items()})
+        if not resume:
+            save(model, out)  # last: a run that is killed before it has what a resume needs
     _say(console, f"{config.backbone.mixer}, {_parameters(model):,} parameters, in {out}")
     _say(
         console,
         f"{config.task.data}: {len(task.train):,} {task.config.unit}s to train on, {len(task.held_out) - 1:,} held out",
     )
-    journal = Journal(out, Metrics(out / "metrics.jsonl"))
+    journal = Journal(out, Metrics(out / "metrics.jsonl"), console)
     _fit(Training(model, task, config.train), journal, console)
     return _finish(model.eval(), task, journal, console) if main_process else {}
 
 
 def _fit(module: Training, journal: Journal, console: Console) -> None:
     config = module.config
-    warnings.filterwarnings("ignore", module=r"lightning\.|torch\.")  # about their own insides
-    trainer = L.Trainer(
-        max_steps=config.steps,
-        gradient_clip_val=config.clip,
-        precision=config.precision,
-        devices=config.devices,
-        accelerator="auto",
-        callbacks=[journal, Bar(console, journal)],
-        plugins=[CheckpointFile()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=journal.run,
-    )
-    trainer.fit(module, ckpt_path=journal.checkpoint if journal.checkpoint.exists() else None, weights_only=True)
+    try:
+        with closing(journal), closing(Bar(console, journal)) as bar, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.|torch\.")  # about their own insides
+            trainer = L.Trainer(
+                max_steps=config.steps,
+                gradient_clip_val=config.clip,
+                precision=config.precision,
+                devices=config.devices,
+                accelerator="auto",
+                callbacks=[journal, bar],
+                plugins=[CheckpointFile()],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                default_root_dir=journal.run,
+            )
+            checkpoint = journal.checkpoint if journal.checkpoint.exists() else None
+            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:  # what Lightning makes of Ctrl-C
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    except BrokenPipeError:  # nobody reads the output: nothing is wrong with the disk
+        raise
+    except OSError as error:
+        raise OSError(
+            f"train: cannot write into {journal.run}: {error.strerror or error}; "
+            "the last checkpoint is unharmed, --resume goes on from it"
+        ) from error
 
 
 def _finish(model: LanguageModel, task: TextTask, journal: Journal, console: Console) -> dict[str, float]:
@@ -108,7 +133,7 @@ def _finish(model: LanguageModel, task: TextTask, journal: Journal, console: Con
     fresh, carried = (f"{result[name]:.4f} nats per {task.config.unit}" for name in ("held_out", "held_out_carried"))
     _say(console, f"held out: {fresh} in windows of {task.config.length} from zero state")
     _say(console, f"held out: {carried} with the state carried on")
-    steps = f"{result['steps']:,} steps in {result['seconds']:.0f} s"
+    steps = f"trained {result['steps']:,} steps in {result['seconds']:.0f} s"
     _say(console, f"{steps}; the model, curve.png and metrics.jsonl are in {journal.run}")
     return result
 
@@ -118,4 +143,4 @@ def _parameters(model: LanguageModel) -> int:
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
