@@ -29,7 +29,7 @@ class BackboneConfig:
     mixer_options: dict[str, Any] = field(default_factory=dict)
     conv: int = 4
     mlp: float = 2.0
-    dropout: float = 0.0
+    dropout: float = 0.2
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -32,7 +32,7 @@ class TrainConfig:
         devices: processes that share a batch, one device each
     """
 
-    steps: int = 3100
+    steps: int = 2700
     lr: float = 8e-3
     warmup: int = 100
     beta2: float = 0.99
