@@ -6,6 +6,7 @@ Imports point one way, public names are documented, files stay short, the README
 import ast
 import importlib
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -133,3 +134,22 @@ def test_snippets_of_the_readme_run(tmp_path, monkeypatch):
     scope: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), scope)
+
+
+def test_the_readmes_figures_are_those_of_the_committed_runs():
+    results = ROOT / "benchmarks" / "results"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = [
+        f"| {line['measure']} | {line['sign'].replace('<=', '≤').replace('>=', '≥')} {line['bound']:g} "
+        f"| {line['came']['median']:.3g} |"
+        for path in results.glob("*.json")
+        for lines in json.loads(path.read_text(encoding="utf-8")).get("rows", {}).values()
+        for line in lines
+    ]
+    assert len(shown) == 20
+    assert [line for line in shown if line not in readme] == []
+    for name, keys in (("text", ("minrnn", "recipe")), ("pydoc", ("pydoc",))):
+        runs = json.loads((results / f"{name}.json").read_text(encoding="utf-8"))["runs"]
+        for run in (runs[key] for key in keys):
+            assert f"{run['held_out']:.3f}" in readme
+            assert f"{run['seconds']:.0f} s" in readme

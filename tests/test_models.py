@@ -31,9 +31,9 @@ from parity import check_chunks, check_resets, chunked, compare
 D, V = 6, 11
 LEARNED = {"learn_initial_state": True}
 STACKS = {
-    "mingru": BackboneConfig(D, 2, "mingru"),
-    "minlstm-learned": BackboneConfig(D, 2, "minlstm", {"expansion": 1.5, **LEARNED}),
-    "no-conv": BackboneConfig(D, 1, "mingru", LEARNED, conv=0),
+    "mingru": BackboneConfig(D, 2, "mingru", dropout=0.0),
+    "minlstm-learned": BackboneConfig(D, 2, "minlstm", {"expansion": 1.5, **LEARNED}, dropout=0.0),
+    "no-conv": BackboneConfig(D, 1, "mingru", LEARNED, conv=0, dropout=0.0),
     "no-mlp": BackboneConfig(D, 1, "minlstm", mlp=0),
     "mixer-alone": BackboneConfig(D, 1, conv=0, mlp=0),
 }
