@@ -230,9 +230,8 @@ def run(rows: list[str] | None, plan: Plan, path: Path) -> bool:
     say(f"torch {about['torch']}, minrnn {about['minrnn']}, commit {about['commit']}")
     say(f"huge pages in torch's allocator: {'on' if about['huge_pages'] else 'off'}")
     say(f"\n{HEAD}")
-    unsure = about["commit"] is None or about["commit"].endswith(
-        facts.CHANGED
-    )  # whether lines in the file are of this code
+    # Whether lines in the file are of this very code.
+    unsure = about["commit"] is None or about["commit"].endswith(facts.CHANGED)
     for name in rows or [name for name in ROWS if unsure or name not in kept]:
         try:
             lines = ROWS[name](plan)

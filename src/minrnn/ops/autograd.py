@@ -21,9 +21,8 @@ from minrnn.ops.rules import Adjoint, Spec, backward, forward
 def scan(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
     """(h, last), differentiable."""
     if torch.compiler.is_compiling():
-        if (
-            torch._C._are_functorch_transforms_active()
-        ):  # under torch.func an operator's tangent is zero, without a word
+        # Under torch.func an operator's tangent is zero, without a word.
+        if torch._C._are_functorch_transforms_active():
             return forward(inputs, spec._replace(backend="parallel"))
         return torch.ops.minrnn.scan(*inputs, *_plain(spec))
     if spec.backend == "reference" or eager_transforms.JVP_NESTING > 1:
