@@ -1,9 +1,21 @@
 """minGRU and minLSTM: recurrent layers that train in parallel over time and run with one small state."""
 
+from minrnn.convert import convert_mingru
 from minrnn.layers import MinGRU, MinGRUCell, MinLSTM, MinLSTMCell
+from minrnn.mixers import detach_state
 from minrnn.models import load
 from minrnn.ops import linear_scan
 from minrnn.replace import replace_rnn
 
-__all__ = ["MinGRU", "MinGRUCell", "MinLSTM", "MinLSTMCell", "linear_scan", "load", "replace_rnn"]
+__all__ = [
+    "MinGRU",
+    "MinGRUCell",
+    "MinLSTM",
+    "MinLSTMCell",
+    "convert_mingru",
+    "detach_state",
+    "linear_scan",
+    "load",
+    "replace_rnn",
+]
 __version__ = "0.1.0"

@@ -4,22 +4,71 @@ B batch, T time, D model width.
 """
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from types import UnionType
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from minrnn._shapes import check_shape, check_tensor, shape_error
+
+
+class Place(NamedTuple):
+    """Where in its stack a mixer stands, for those that begin differently at different depths.
+
+    Args:
+        layer: from 0.
+        layers: how many the stack has.
+    """
+
+    layer: int = 0
+    layers: int = 1
+
+
+ALONE = Place()
+
+
+class Tuning(NamedTuple):
+    """What a parameter asks of who trains or casts it.
+
+    Args:
+        lr_scale: its learning rate in learning rates of the model,
+        lr_limit: and at most this.
+        decay: whether it may decay; only the matrices of linear maps ever do.
+        keep_float32: whether it stays in float32 when its module is cast to a 16-bit type.
+    """
+
+    lr_scale: float = 1.0
+    lr_limit: float = math.inf
+    decay: bool = True
+    keep_float32: bool = False
 
 
 class Mixer(nn.Module, ABC):
     """`y, state = mixer(x, state=None, *, reset=None)`, always these two, for a whole sequence, a chunk or one step.
 
-    A state is opaque to its holder: it is got from `initial_state` or from a call, and given to the next call. Its
-    recurrent parts are float32 where the model is 16-bit.
+    A state is opaque to its holder: it is got from `initial_state` or from a call, and given to the next call. It is a
+    tree of tensors for `torch.utils._pytree`. Its recurrent parts are float32 where the model is 16-bit.
     """
+
+    def tuning(self) -> Mapping[str, Tuning]:
+        """What parameters of this mixer ask for, by their names in it; those that are not there ask for nothing."""
+        return {}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mixer":
+        kept = {id(self.get_parameter(name)) for name, asks in self.tuning().items() if asks.keep_float32}
+
+        def keeping(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            if id(tensor) in kept and new.dtype in (torch.bfloat16, torch.float16):
+                return tensor.to(new.device, torch.float32)
+            return new
+
+        return super()._apply(keeping, recurse)
 
     @abstractmethod
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
@@ -60,12 +109,47 @@ def check_series(door: str, x: Tensor, width: int, reset: Tensor | None) -> None
             raise TypeError(f"{door}: reset must be torch.bool, got {reset.dtype}")
 
 
+def check_state(door: str, state: object, kind: type, **shapes: tuple[str, tuple[int, ...]]) -> None:
+    """Raise ValueError unless `state` is of the NamedTuple `kind` and its fields have the shapes that a call needs.
+
+    Args:
+        door: the mixer.
+        state: what its caller gave.
+        kind: of the states of this mixer.
+        shapes: for each field that is a tensor, its letters and its shape.
+    """
+    if not isinstance(state, kind):
+        raise ValueError(f"{door}: state must be a {kind.__name__} of an earlier call, got {type(state).__name__}")
+    for name, (letters, shape) in shapes.items():
+        check_tensor(door, f"state.{name}", getattr(state, name))
+        check_shape(door, f"state.{name}", getattr(state, name), letters, shape)
+
+
+def detach_state(state: Any) -> Any:
+    """A state without the graph that led to it: what truncated backpropagation through time hands to the next chunk.
+
+    Args:
+        state: of a layer, a mixer or a model, any tree of tensors.
+
+    Returns:
+        The same tree, its tensors detached; they share their memory with those of `state`.
+
+    Example:
+        >>> rnn, h = MinGRU(4, 8), None
+        >>> for chunk in torch.randn(100, 2, 4).split(10):
+        ...     output, h = rnn(chunk, h)
+        ...     output.sum().backward()
+        ...     h = detach_state(h)
+    """
+    return tree_map_only(Tensor, Tensor.detach, state)
+
+
 def check_types(config: Any) -> None:
     """Raise TypeError unless every field of a dataclass holds what its annotation says; an int will do for a float."""
     for field in dataclasses.fields(config):
         value, origin = getattr(config, field.name), get_origin(field.type)
         wanted: Any = str if origin is Literal else field.type if origin in (None, UnionType) else origin
-        allowed = (float, int) if wanted is float else wanted
+        allowed = wanted | int if float in (wanted, *get_args(wanted)) else wanted
         if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
             door = type(config).__name__
             raise TypeError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from minrnn._shapes import accumulate_dtype, check_shape, check_tensor
-from minrnn.mixers.contract import Mixer, check_series, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_types
 from minrnn.ops import ACTIVATIONS, mingru_scan, minlstm_scan
 from minrnn.ops.gates import activate
 
@@ -70,7 +70,7 @@ class MinRNNMixer(Mixer):
     blocks: ClassVar[int]  # of H channels in the projection W_in x + b_in
     keeps: ClassVar[int]  # 1 where the first block is a gate that keeps the state, -1 where it overwrites it
 
-    def __init__(self, width: int, config: MinGRUConfig) -> None:
+    def __init__(self, width: int, config: MinGRUConfig, place: Place = ALONE) -> None:
         super().__init__()
         self.hidden, self.activation = int(width * config.expansion), config.activation
         if self.hidden < 1:
@@ -124,6 +124,7 @@ class MinGRUMixer(MinRNNMixer):
     Args:
         width: D.
         config: the options.
+        place: of no importance here.
 
     Source: Feng et al., "Were RNNs All We Needed?" (2024), section 3.1 and appendix C.2.
     """
@@ -142,14 +143,15 @@ class MinLSTMMixer(MinRNNMixer):
     Args:
         width: D.
         config: the options.
+        place: of no importance here.
 
     Source: Feng et al., "Were RNNs All We Needed?" (2024), section 3.2 and appendix C.2; its code has forget_bias = 3.
     """
 
     blocks, keeps = 3, 1
 
-    def __init__(self, width: int, config: MinLSTMConfig) -> None:
-        super().__init__(width, config)
+    def __init__(self, width: int, config: MinLSTMConfig, place: Place = ALONE) -> None:
+        super().__init__(width, config, place)
         self.normalize = config.normalize
 
     def scan(

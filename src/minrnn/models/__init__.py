@@ -1,16 +1,16 @@
 """Models: a backbone of blocks around a mixer, the language model, its files, and the text that it makes."""
 
-from minrnn.models.block import MLP, Backbone, Block
+from minrnn.models.block import Backbone, Block, GatedMLP
 from minrnn.models.config import BackboneConfig, LanguageModelConfig
 from minrnn.models.files import load, replace_files, save
 from minrnn.models.generate import generate
 from minrnn.models.language import LanguageModel, parameter_groups
 
 __all__ = [
-    "MLP",
     "Backbone",
     "BackboneConfig",
     "Block",
+    "GatedMLP",
     "LanguageModel",
     "LanguageModelConfig",
     "generate",

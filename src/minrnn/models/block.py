@@ -8,70 +8,89 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minrnn.mixers import CausalConv, make_mixer
+from minrnn.mixers import CausalConv, ChannelMix, Mixer, Place, make_mixer
 from minrnn.models.config import BackboneConfig
 
 
-class MLP(nn.Module):
-    """y = dropout(W_out (u ⊙ gelu(v)) + b_out), u = W_value x + b_value, v = W_gate x + b_gate: a gated MLP.
+class GatedMLP(nn.Module):
+    """y = W_out (u ⊙ gelu(v)) + b_out, u = W_value x + b_value, v = W_gate x + b_gate.
 
     Args:
         width: D.
         hidden: of u and v. (Of one wider map they would cost autograd a concatenation.)
-        dropout: share of y that is dropped in training.
 
     Source: Shazeer, "GLU variants improve Transformer" (2020), GEGLU.
     """
 
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.value = nn.Linear(width, hidden)
         self.gate = nn.Linear(width, hidden)
         self.output = nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        return self.dropout(self.output(self.value(x) * F.gelu(self.gate(x))))
+        return self.output(self.value(x) * F.gelu(self.gate(x)))
+
+
+def make_norm(config: BackboneConfig) -> nn.Module:
+    """LayerNorm without bias, the fastest on CPUs, or RMSNorm."""
+    return nn.RMSNorm(config.width) if config.norm == "rms" else nn.LayerNorm(config.width, bias=False)
+
+
+def make_mlp(config: BackboneConfig, hidden: int, place: Place) -> nn.Module:
+    """The map from (B, T, D) to itself that follows a mixer; a `Mixer` if it looks back in time."""
+    if config.mlp_kind == "channel_mix":
+        return ChannelMix(config.width, hidden, place)
+    if config.mlp_kind == "gelu":
+        return nn.Sequential(nn.Linear(config.width, hidden), nn.GELU(), nn.Linear(hidden, config.width))
+    return GatedMLP(config.width, hidden)
 
 
 class Block(nn.Module):
-    """x + conv(x), then x + mixer(norm(x)), then x + mlp(norm(x)); the first and the last only if the config has them.
+    """x + conv(x), then x + mixer(norm(x)), then x + dropout(mlp(norm(x))); the first and the last only if the config
+    has them.
 
     It is called as a `Mixer` is, and its state is as opaque.
 
     Args:
         config: of the stack that the block belongs to.
+        place: where it stands in that.
 
-    Source: Feng et al., "Were RNNs All We Needed?" (2024), appendix C.2. The norm is LayerNorm without bias, the
-    fastest on CPUs.
+    Source: Feng et al., "Were RNNs All We Needed?" (2024), appendix C.2, and the sources of the mixers.
     """
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: BackboneConfig, place: Place) -> None:
         super().__init__()
-        width, hidden = config.width, int(config.mlp * config.width)
-        self.conv = CausalConv(width, config.conv) if config.conv else None
-        self.mixer_norm = nn.LayerNorm(width, bias=False)
-        self.mixer = make_mixer(config.mixer, width, config.mixer_options)
-        self.mlp_norm = nn.LayerNorm(width, bias=False) if hidden else None
-        self.mlp = MLP(width, hidden, config.dropout) if hidden else None
+        hidden = int(config.mlp * config.width)
+        self.conv = CausalConv(config.width, config.conv) if config.conv else None
+        self.mixer_norm = make_norm(config)
+        self.mixer = make_mixer(config.mixer, config.width, config.mixer_options, place)
+        self.mlp_norm = make_norm(config) if hidden else None
+        self.mlp = make_mlp(config, hidden, place) if hidden else None
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        before, mixed = self.initial_state(len(x)) if state is None else state
+        before, mixed, after = self.initial_state(len(x)) if state is None else state
         if self.conv is not None:
             y, before = self.conv(x, before, reset=reset)
             x = x + y
         y, mixed = self.mixer(self.mixer_norm(x), mixed, reset=reset)
         x = x + y
         if self.mlp is not None and self.mlp_norm is not None:
-            x = x + self.mlp(self.mlp_norm(x))
-        return x, (before, mixed)
+            y = self.mlp_norm(x)
+            if isinstance(self.mlp, Mixer):
+                y, after = self.mlp(y, after, reset=reset)
+            else:
+                y = self.mlp(y)
+            x = x + self.dropout(y)
+        return x, (before, mixed, after)
 
     def initial_state(self, batch_size: int) -> Any:
         """The state at the beginning of `batch_size` sequences."""
-        before = () if self.conv is None else self.conv.initial_state(batch_size)
-        return before, self.mixer.initial_state(batch_size)
+        parts = (self.conv, self.mixer, self.mlp)
+        return tuple(part.initial_state(batch_size) if isinstance(part, Mixer) else () for part in parts)
 
 
 class Backbone(nn.Module):
@@ -83,8 +102,8 @@ class Backbone(nn.Module):
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width, bias=False)
+        self.blocks = nn.ModuleList(Block(config, Place(i, config.layers)) for i in range(config.layers))
+        self.norm = make_norm(config)
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from minrnn.mixers import mixer_config
+from minrnn.mixers import MIXERS, mixer_config
 from minrnn.mixers.contract import check_types
 
 
@@ -16,10 +16,12 @@ class BackboneConfig:
     Args:
         width: channels between the blocks
         layers: how many blocks
-        mixer: what mixes along time: mingru or minlstm
+        mixer: what mixes along time, one of those that `minrnn info --mixers` lists
         mixer_options: options of the mixer, such as expansion
-        conv: kernel of the causal convolution before the mixer, 0 for none
-        mlp: hidden width of the MLP after the mixer in widths of the model, 0 for none
+        conv: kernel of the causal convolution before the mixer, 0 for none (default: what the mixer's authors do)
+        mlp: hidden width of the MLP after the mixer in widths of the model, 0 for none (default: as the authors)
+        mlp_kind: of that MLP: geglu, gelu or channel_mix (default: as the authors)
+        norm: before each of them: layer or rms (default: as the authors)
         dropout: share of the MLP's output that is dropped in training
     """
 
@@ -27,12 +29,18 @@ class BackboneConfig:
     layers: int = 3
     mixer: str = "mingru"
     mixer_options: dict[str, Any] = field(default_factory=dict)
-    conv: int = 4
-    mlp: float = 2.0
+    conv: int | None = None
+    mlp: float | None = None
+    mlp_kind: str | None = None
+    norm: str | None = None
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
         check_types(self)
+        mixer_config(self.mixer, self.mixer_options)
+        for name, usual in MIXERS[self.mixer].usual._asdict().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, usual)
         for name, least in (("width", 1), ("layers", 1), ("conv", 0), ("mlp", 0)):
             if not least <= getattr(self, name) < math.inf:
                 raise ValueError(f"BackboneConfig: {name} must be at least {least}, got {getattr(self, name)}")
@@ -40,7 +48,9 @@ class BackboneConfig:
             raise ValueError(f"BackboneConfig: mlp * width must be below 2**63, got {self.mlp} * {self.width}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"BackboneConfig: dropout must be in [0, 1), got {self.dropout}")
-        mixer_config(self.mixer, self.mixer_options)
+        for name, kinds in (("mlp_kind", ("geglu", "gelu", "channel_mix")), ("norm", ("layer", "rms"))):
+            if getattr(self, name) not in kinds:
+                raise ValueError(f"BackboneConfig: {name} must be one of {kinds}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

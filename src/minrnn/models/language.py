@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minrnn._shapes import check_tensor, shape_error
+from minrnn.mixers import Mixer, Tuning
 from minrnn.models.block import Backbone
 from minrnn.models.config import LanguageModelConfig
 
@@ -60,22 +61,29 @@ class LanguageModel(nn.Module):
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """What each parameter asks of the optimiser: the matrices of linear maps decay, nothing else does.
+    """What each parameter asks of the optimiser: the matrices of linear maps decay, nothing else does; and what mixers
+    say of theirs in `Mixer.tuning`.
 
     (Not biases, norms, embeddings, convolutions, initial states: there zero is no simpler than another value.)
 
     Args:
         model: whose parameters.
-        lr: learning rate of all of them.
+        lr: learning rate of those that ask for no other.
         weight_decay: of those that decay.
 
     Returns:
         Groups as torch.optim takes them.
     """
     matrices = {id(part.weight) for part in model.modules() if isinstance(part, nn.Linear)}
-    decaying = [parameter for parameter in model.parameters() if id(parameter) in matrices]
-    others = [parameter for parameter in model.parameters() if id(parameter) not in matrices]
-    return [
-        {"params": decaying, "lr": lr, "weight_decay": weight_decay},
-        {"params": others, "lr": lr, "weight_decay": 0.0},
-    ]
+    asked = {
+        id(mixer.get_parameter(name)): tuning
+        for mixer in model.modules()
+        if isinstance(mixer, Mixer)
+        for name, tuning in mixer.tuning().items()
+    }
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        tuning = asked.get(id(parameter), Tuning())
+        decay = weight_decay if tuning.decay and id(parameter) in matrices else 0.0
+        groups.setdefault((min(lr * tuning.lr_scale, tuning.lr_limit), decay), []).append(parameter)
+    return [{"params": each, "lr": rate, "weight_decay": decay} for (rate, decay), each in groups.items()]
