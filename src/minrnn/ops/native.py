@@ -62,7 +62,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 @functools.cache
-def _entry(name: str):
+def entry(name: str):
+    """The function `name` of the library, which takes one pointer and returns 0 unless memory ran out."""
     library, reason = _load()
     if library is None:
         raise RuntimeError(f"minrnn: the native backend was called though {reason}")
@@ -85,7 +86,7 @@ def instruction_set() -> str | None:
 
 def threading() -> str:
     """Whether the library was built to run on several threads."""
-    return "threads by OpenMP" if _entry("has_openmp")(None) else "one thread, built without OpenMP"
+    return "threads by OpenMP" if entry("has_openmp")(None) else "one thread, built without OpenMP"
 
 
 def forward(
@@ -156,7 +157,7 @@ def _run(
         first.stride(2) if hidden > 1 else int(gates != "linear"),
         *chain.from_iterable((*_blocks(dense, gates, hidden), *tensors)),
     )  # fmt: skip
-    if _entry(f"{gates}_{direction}")(packed):
+    if entry(f"{gates}_{direction}")(packed):
         raise MemoryError(f"{gates} scan: no memory to join the chunks of {(batch, time, hidden)}")
 
 

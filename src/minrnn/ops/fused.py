@@ -1,0 +1,94 @@
+"""Operators with forward and backward kernels of their own, registered with PyTorch; what else is asked of them, second
+derivatives and `torch.func`, goes by a plain PyTorch form of the same function."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def fused(
+    name: str,
+    arguments: str,
+    returned: int,
+    kept: int,
+    forward: Callable[..., tuple[Tensor, ...]],
+    fake: Callable[..., tuple[Tensor, ...]],
+    backward: Callable[..., tuple[Tensor | None, ...]],
+    plain: Callable[..., tuple[Tensor, ...]],
+) -> Callable[..., tuple[Tensor, ...]]:
+    """Register the operator minrnn::`name`; works in eager mode, under `torch.compile`, and under `torch.func`.
+
+    Args:
+        name: of the operator.
+        arguments: its schema, tensors first, then settings: "Tensor x, Tensor? reset, bool reverse".
+        returned: how many results its callers get.
+        kept: how many more it keeps for backward.
+        forward: the kernel, of the arguments: the results, contiguous, none of them an argument or a view of one.
+        fake: the same, without computing; shapes, dtypes and strides as those of `forward`.
+        backward: the kernel, of (gradients of the returned or None, arguments, results): for each tensor argument its
+            gradient, or None where the argument is None or not floating.
+        plain: the same function as `forward` in differentiable operations; the returned results only.
+
+    Returns:
+        The operator as a function of its arguments, the returned results only.
+    """
+    entries = [entry.split() for entry in arguments.split(", ")]
+    tensors = sum(kind.startswith("Tensor") for kind, _ in entries)
+    results = ", ".join(["Tensor"] * (returned + kept))
+    operator = torch.library.custom_op(
+        f"minrnn::{name}", forward, mutates_args=(), schema=f"({arguments}) -> ({results})"
+    )
+    operator.register_fake(fake)
+
+    def split(values: tuple) -> tuple[tuple, tuple, tuple]:
+        """(gradients, arguments, results) of the flat arguments of the backward operator."""
+        ends = returned, returned + len(entries)
+        return values[: ends[0]], values[ends[0] : ends[1]], values[ends[1] :]
+
+    def floating(values: tuple) -> list[Tensor]:
+        return [x for x in values[:tensors] if x is not None and (x.is_floating_point() or x.is_complex())]
+
+    def run_backward(*values: Any) -> list[Tensor]:
+        with torch.no_grad():
+            return [grad.contiguous() for grad in backward(*split(values)) if grad is not None]
+
+    def fake_backward(*values: Any) -> list[Tensor]:
+        return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in floating(split(values)[1])]
+
+    grads = ", ".join(f"Tensor? grad_{i}" for i in range(returned))
+    outs = ", ".join(f"Tensor out_{i}" for i in range(returned + kept))
+    backward_operator = torch.library.custom_op(
+        f"minrnn::{name}_backward", run_backward, mutates_args=(), schema=f"({grads}, {arguments}, {outs}) -> Tensor[]"
+    )
+    backward_operator.register_fake(fake_backward)
+
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.settings = inputs[tensors:]
+        ctx.save_for_backward(*inputs[:tensors], *output)
+
+    def differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        args, out = (*saved[:tensors], *ctx.settings), saved[tensors:]
+        wanted = floating(args)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a second derivative is asked for
+            pairs = [(y, g) for y, g in zip(plain(*args), grads, strict=False) if g is not None and y.requires_grad]
+            sources = [x for x in wanted if x.requires_grad]
+            ys, gs = zip(*pairs, strict=True) if pairs else ((), ())
+            found = torch.autograd.grad(ys, sources, gs, create_graph=True, allow_unused=True) if ys else ()
+            by_id = dict(zip(map(id, sources), found, strict=False))
+            return (*(by_id.get(id(x)) for x in args[:tensors]), *(None for _ in ctx.settings))
+        present = iter(backward_operator(*grads[:returned], *args, *out))
+        ids = set(map(id, wanted))
+        return (*(next(present) if id(x) in ids else None for x in args[:tensors]), *(None for _ in ctx.settings))
+
+    torch.library.register_autograd(f"minrnn::{name}", differentiate, setup_context=setup_context)
+
+    def call(*args: Any) -> tuple[Tensor, ...]:
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return plain(*args)
+        return operator(*args)[:returned]
+
+    return call
