@@ -139,6 +139,20 @@ def test_dropout_lies_between_layers_and_only_in_training(kind):
         assert torch.equal(output, expected)
 
 
+@pytest.mark.parametrize("kind", STACKS)
+def test_a_seed_fixes_dropout_bit_by_bit(kind):
+    """Ten times the same, gradients too, while PyTorch is asked for deterministic algorithms."""
+    rnn, x = kind(D, H, 3, dropout=0.5, bidirectional=True), torch.randn(T, B, D)
+    torch.use_deterministic_algorithms(True)
+    first = None
+    for _ in range(10):
+        torch.manual_seed(7)
+        output = rnn(x)[0]
+        found = [output, *torch.autograd.grad(output.square().sum(), list(rnn.parameters()))]
+        first = first or found
+        assert_equal(found, first)
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind", STACKS)
 @pytest.mark.parametrize(("time", "batch", "hidden"), [(0, 2, 4), (5, 0, 4), (0, 0, 1), (1, 1, 1), (7, 3, 1)])

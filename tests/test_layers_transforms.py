@@ -53,6 +53,19 @@ def test_compiles_with_inductor_under_autocast():
     assert_same([output, h_n], [expected, expected_n])
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
+def test_trains_with_inductor_in_either_layout(kind, batch_first):
+    rnn = kind(D, H, 2, batch_first=batch_first)
+    series = torch.randn(*((B, T) if batch_first else (T, B)), D, requires_grad=True)
+    wanted, found = [series, *rnn.parameters()], []
+    for module in (torch.compile(rnn, fullgraph=True), rnn):
+        output, state = module(series)
+        loss = output.square().sum() + sum(s.sum() for s in (state if kind is MinLSTM else (state,)))
+        found.append([output, *torch.autograd.grad(loss, wanted)])
+    assert_same(*found)
+
+
 @pytest.mark.parametrize("kind", CELLS)
 def test_cells_compile_whole(kind):
     cell = kind(D, H, dtype=torch.float64)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from conftest import assert_close
-from minrnn.mixers import MIXERS, CausalConv, MinGRUConfig, Mixer, make_mixer, mixer_config
+from minrnn.mixers import MIXERS, CausalConv, MinGRUConfig, Mixer, detach_state, make_mixer, mixer_config
 from parity import check_chunks, check_resets, chunked, compare
 
 D = 5
@@ -162,6 +162,16 @@ def test_initial_state_is_where_sequences_begin(row):
     assert y.shape == (0, 6, D) and after.shape == (0, *state.shape[1:])
     y, after = mixer(x[:, :0], state)
     assert y.shape == (3, 0, D) and torch.equal(after, state)
+
+
+def test_detach_state_cuts_the_graph_and_keeps_the_values():
+    mixer, x = make("mingru"), series(2, 9)
+    _, state = mixer(x[:, :5])
+    kept = detach_state({"a": (state, None), "b": 3})
+    assert kept["b"] == 3 and kept["a"][1] is None and torch.equal(kept["a"][0], state)
+    y, _ = mixer(x[:, 5:], kept["a"][0])
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert (grad[:, :5] == 0).all() and (grad[:, 5:] != 0).any()
 
 
 @pytest.mark.parametrize("row", MINRNNS)

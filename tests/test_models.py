@@ -1,5 +1,6 @@
 """Blocks, backbone and language model: mode against mode, their files, and the text that they generate."""
 
+import copy
 import dataclasses
 import errno
 import json
@@ -14,6 +15,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from conftest import assert_close
+from minrnn.mixers import Place
 from minrnn.models import (
     Backbone,
     BackboneConfig,
@@ -40,7 +42,7 @@ STACKS = {
 
 
 def make_block(name):
-    return Block(STACKS[name]).double()
+    return Block(STACKS[name], Place()).double()
 
 
 def make_backbone(name):
@@ -66,6 +68,14 @@ def text(batch, time):
 
 
 # --- modes ---
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_copies_give_the_same_results(name):
+    model, tokens = make_language(name), text(2, 9)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for mine, other in zip(tree_leaves(copied(tokens)), tree_leaves(model(tokens)), strict=True):
+            assert torch.equal(mine, other)
 
 
 @pytest.mark.parametrize("time", [0, 1, 2, 17])
@@ -228,7 +238,7 @@ def test_configs_survive_json(name):
 
 def test_only_matrices_decay():
     model = make_language("minlstm-learned")
-    decaying, others = parameter_groups(model, 1e-3, 0.1)
+    others, decaying = parameter_groups(model, 1e-3, 0.1)
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     assert decaying["lr"] == others["lr"] == 1e-3
     names = {id(parameter): name for name, parameter in model.named_parameters()}

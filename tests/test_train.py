@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -316,6 +317,17 @@ def test_a_checkpoint_without_tensors_is_named(stopped):
     torch.save({**checkpoint, "state_dict": dict.fromkeys(checkpoint["state_dict"], 1.0)}, stopped / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint.pt is torn, or not a checkpoint of minrnn: its weights are no"):
         train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+
+
+@pytest.mark.parametrize("part", ["loops", "optimizer_states", "lr_schedulers", "callbacks"])
+@pytest.mark.parametrize("value", [{"fit_loop": {}}, [], [{}], {"Journal": {}}, None, 3])
+def test_a_checkpoint_with_a_strange_part_is_named_or_does_no_harm(stopped, part, value):
+    checkpoint = torch.load(stopped / "checkpoint.pt", weights_only=True)
+    torch.save({**checkpoint, part: value}, stopped / "checkpoint.pt")
+    try:
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+    except ValueError as error:
+        assert re.search(r"checkpoint: .*checkpoint.pt is torn, or not a checkpoint", str(error))
 
 
 def test_a_checkpoint_of_another_model_is_named(stopped):

@@ -78,5 +78,8 @@ def _layer(weights: Mapping[str, Tensor], key: str, blocks: tuple[str, ...]) -> 
     if starts_at_half:
         values["initial_l0"] = torch.zeros(len(rows["gate"]), device=weight.device, dtype=weight.dtype)
     rnn.load_state_dict(values)
-    around = {"to_out.weight": "output", **{f"align_layers.{_depth(key)}.{part}": f"align.{part}" for part in ("weight", "bias")}}
+    around = {
+        "to_out.weight": "output",
+        **{f"align_layers.{_depth(key)}.{part}": f"align.{part}" for part in ("weight", "bias")},
+    }
     return rnn, rest | {around[name]: tensor.detach().clone() for name, tensor in weights.items() if name in around}

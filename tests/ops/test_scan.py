@@ -142,6 +142,16 @@ def test_gated_scan_at_length(backend, scan, blocks, hidden, time, dtype):
     agree(scan, tensors, dtype, backend)
 
 
+@pytest.mark.parametrize(("scan", "blocks", "options"), GATED, ids=GATED_IDS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_activation_at_length(backend, scan, blocks, options):
+    tensors = {
+        "projection": random(1, 4097, blocks * 3, dtype=torch.float32),
+        **surroundings(1, 4097, 3, torch.float32, gated=True),
+    }
+    agree(lambda **kw: scan(**kw, **options), tensors, torch.float32, backend)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("case", ["plain", "resets", "lengths", "all"])
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b == "native"])
@@ -166,6 +176,24 @@ def runs(backend: str, dtype: torch.dtype):
             return scan(x, state, backend=backend, **options, **kw)
 
         yield run, blocks
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex128], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parity_of_the_linear_scan(backend, dtype):
+    """As a row of the harness: its coefficients are a function of the same input."""
+
+    def run(x, state, *, reset=None):
+        gate, values = x.chunk(2, -1)
+        coeffs = torch.tanh(gate) if dtype.is_complex else gate.sigmoid()
+        state = torch.zeros_like(values[:, 0]) if state is None else state
+        hidden = linear_scan(coeffs, values, state, reset=reset, backend=backend)
+        return hidden, hidden[:, -1]
+
+    for time in (1, 2, 63):
+        x = random(4, time, 8, dtype=dtype, scale=0.5)
+        check_chunks(run, x, random(4, 4, dtype=dtype))
+        check_resets(run, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -297,15 +325,19 @@ def test_a_nan_stays_in_its_sequence_and_channel(backend):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+@pytest.mark.parametrize(("scan", "blocks"), [(mingru_scan, 2), (minlstm_scan, 3)])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_million_steps(backend):
+def test_a_million_steps(backend, scan, blocks, dtype):
     """The error against float64 does not grow with the length, and nothing overflows."""
-    projection = torch.randn(1, 1_000_000, 4, requires_grad=True)
-    hidden, _ = mingru_scan(projection, backend=backend)
-    hidden.sum().backward()
-    exact = mingru_scan(projection.detach().double(), backend="native" if "native" in BACKENDS else "parallel")[0]
-    assert_close(hidden, exact, torch.float32)
-    assert projection.grad.isfinite().all()
+    projection = random(1, 1_000_000, blocks, dtype=dtype)
+    hidden, _ = scan(projection, backend=backend)
+    (grad,) = torch.autograd.grad(hidden.sum(), projection)
+    wide = projection.detach().double().requires_grad_()
+    exact, _ = scan(wide, backend="native" if "native" in BACKENDS else "parallel")
+    (exact_grad,) = torch.autograd.grad(exact.sum(), wide)
+    assert_close(hidden, exact, dtype)
+    assert_close(grad, exact_grad, dtype)
 
 
 @pytest.mark.slow

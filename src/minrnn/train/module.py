@@ -80,6 +80,7 @@ class Journal(L.Callback):
         self.seconds = 0.0  # of all sessions of this run
         self.loss = math.nan  # the latest
         self.held_out: float | None = None
+        self.began = False  # whether training has; before, a checkpoint may be at fault for what fails
         self._asked_to_stop: int | None = None
         # Read now: when training starts, Lightning has put its own in their place. Other threads cannot set any.
         main_thread = threading.current_thread() is threading.main_thread()
@@ -90,7 +91,7 @@ class Journal(L.Callback):
         return self.run / "checkpoint.pt"
 
     def on_train_start(self, trainer: L.Trainer, module: Training) -> None:
-        self._started = time.monotonic() - self.seconds
+        self.began, self._started = True, time.monotonic() - self.seconds
         if trainer.is_global_zero:
             self.metrics.rewind(trainer.global_step)
         for signum in self._handlers:

@@ -80,6 +80,7 @@ def train(config: RunConfig, out: Path, *, resume: bool = False, console: Consol
 
 def _fit(module: Training, journal: Journal, console: Console) -> None:
     config = module.config
+    checkpoint = journal.checkpoint if journal.checkpoint.exists() else None
     try:
         with closing(journal), closing(Bar(console, journal)) as bar, warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\.|torch\.")  # about their own insides
@@ -97,12 +98,16 @@ def _fit(module: Training, journal: Journal, console: Console) -> None:
                 enable_model_summary=False,
                 default_root_dir=journal.run,
             )
-            checkpoint = journal.checkpoint if journal.checkpoint.exists() else None
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # what Lightning makes of Ctrl-C
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        if checkpoint is None or journal.began:
+            raise
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(f"checkpoint: {checkpoint} is torn, or not a checkpoint of minrnn: {reason}") from error
     except BrokenPipeError:  # nobody reads the output: nothing is wrong with the disk
         raise
     except OSError as error:
