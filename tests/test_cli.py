@@ -74,6 +74,24 @@ def test_train_reports_the_end(text, tmp_path, capsys):
     assert minrnn.models.load(out).config.backbone.mixer == "minlstm"
 
 
+def test_a_mixer_without_a_constant_state_trains_and_generates(text, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", "--data", str(text), "--out", str(out), "--mixer", "attention", *SMALL]) == 0
+    shown = capsys.readouterr().out
+    assert "from zero state" in shown and "carried on" not in shown
+    assert json.loads((out / "result.json").read_text())["held_out_carried"] is None
+    assert main(["eval", str(out)]) == 0
+    assert "carried on" not in capsys.readouterr().out
+    assert main(["generate", str(out), "--prompt", "12 times", "--length", "10"]) == 0
+    assert capsys.readouterr().out.startswith("12 times")
+
+
+def test_info_lists_the_mixers(capsys):
+    assert main(["info", "--mixers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["mixer", *minrnn.mixers.MIXERS]
+
+
 def test_eval_measures_what_was_held_out(run, text, capsys):
     result = json.loads((run / "result.json").read_text())
     wanted = (

@@ -224,10 +224,10 @@ def test_bad_arguments_are_named(row, error, name, change):
 
 
 def test_the_table_builds_by_name_and_says_what_there_is():
-    for name, (mixer, config) in MIXERS.items():
+    for name in ("mingru", "minlstm"):
         made = make_mixer(name, D, {"expansion": 2})
-        assert type(made) is mixer and made.hidden == 2 * D
-        assert mixer_config(name, {"expansion": 2}) == config(expansion=2)
+        assert type(made) is MIXERS[name].module and made.hidden == 2 * D
+        assert mixer_config(name, {"expansion": 2}) == MIXERS[name].config(expansion=2)
     with pytest.raises(ValueError, match="one of mingru, minlstm, .*got 'nothing'"):
         make_mixer("nothing", D, {})
     with pytest.raises(

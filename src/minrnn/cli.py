@@ -136,12 +136,14 @@ def evaluate(arguments: list[str]) -> int:
         part, tokens = "what was held out of", TextTask(config, tokenizer).held_out
     else:
         part, tokens = "all of", torch.from_numpy(encode(tokenizer, text))
-    fresh, carried = (score(model, tokens, config, carried=each) for each in (False, True))
+    loss = score(model, tokens, config)
     sys.stdout.write(
         f"{len(tokens) - 1:,} {config.unit}s, {part} {given.data or config.data}\n"
-        f"{fresh:.4f} nats per {config.unit} in windows of {config.length} from zero state\n"
-        f"{carried:.4f} nats per {config.unit} as one sequence with its state carried on\n"
+        f"{loss:.4f} nats per {config.unit} in windows of {config.length} from zero state\n"
     )
+    if model.constant_state:
+        loss = score(model, tokens, config, carried=True)
+        sys.stdout.write(f"{loss:.4f} nats per {config.unit} as one sequence with its state carried on\n")
     return 0
 
 
@@ -187,10 +189,12 @@ def generate(arguments: list[str]) -> int:
 
 def info(arguments: list[str]) -> int:
     """Say what runs here, and why: versions, backends, threads, instruction set, memory settings."""
-    argparse.ArgumentParser("minrnn info", description=info.__doc__).parse_args(arguments)
-    from minrnn.info import describe
+    parser = argparse.ArgumentParser("minrnn info", description=info.__doc__)
+    parser.add_argument("--mixers", action="store_true", help="list the mixers instead: every system of the comparison")
+    given = parser.parse_args(arguments)
+    from minrnn.info import describe, mixers, table
 
-    sys.stdout.write(describe() + "\n")
+    sys.stdout.write((table(mixers()) if given.mixers else describe()) + "\n")
     return 0
 
 

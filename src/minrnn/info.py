@@ -1,4 +1,4 @@
-"""`minrnn info`: what runs here and why. Needs no extra."""
+"""`minrnn info`: what runs here and why, and which mixers there are. Needs no extra."""
 
 import importlib.metadata
 import re
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minrnn.bench import facts
+from minrnn.mixers import MIXERS, make_mixer
 
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -27,6 +28,22 @@ def describe() -> str:
     }
     width = max(map(len, rows))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows.items())
+
+
+def mixers(width: int = 64) -> list[tuple[str, ...]]:
+    """A row for each mixer: name, equation, numbers in the state of a sequence at this width, parallel form, cost with
+    the length T."""
+    rows = [("mixer", "equation", f"state at D = {width}", "a whole sequence by", "cost")]
+    for name, entry in MIXERS.items():
+        size = make_mixer(name, width, {}).state_size
+        rows.append((name, entry.equation, "grows" if size is None else f"{size:,}", entry.parallel, entry.cost))
+    return rows
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Rows as columns of text."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def _huge_pages(on: bool) -> str:

@@ -1,28 +1,31 @@
 """The command line of `minrnn bench`."""
 
 import argparse
+import dataclasses
 import importlib.util
 from pathlib import Path
 
 import torch
 
-from minrnn.bench import facts, report, sweep, table
+from minrnn.bench import facts, mixers, report, sweep, table
 from minrnn.bench.systems import DTYPES, SYSTEMS, Workload
 
 DEFAULT_LENGTHS = (128, 256, 512, 1024, 2048, 4096)
-SWEEP_ONLY = {"batch", "lengths", "input_size", "hidden_size", "layers", "dtype", "systems"}
+SWEEP_ONLY = {"mixers", "batch", "lengths", "input_size", "hidden_size", "layers", "dtype", "systems"}
 EPILOG = f"""\
 Measured: forward + backward with the same output gradient for all, systems alternated round by round in one
 process, medians and quartiles; peak memory of one step in a fresh process each. torch's allocator is given huge
 pages, for all systems alike; {facts.HUGE_PAGES}=0 in the environment leaves it without. The result says which it was.
-Systems: {", ".join(SYSTEMS)}.
+Layers and peers: {", ".join(name for name in SYSTEMS if not SYSTEMS[name].mixes)}.
+Mixers and peers: {", ".join(name for name in SYSTEMS if SYSTEMS[name].mixes)}.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run `minrnn bench` with these arguments (None: those of the process) and return its exit status.
 
-    0: done; 1: a line of `--table` was not met. Bad arguments exit with 2 and a sentence, as argparse does.
+    0: done; 1: something that `--table` or `--mixers` promises did not come. Bad arguments exit with 2 and a sentence,
+    as argparse does.
     """
     parser = _parser()
     given = vars(parser.parse_args(argv))  # only what was given: nothing that --table would ignore passes unnoticed
@@ -36,28 +39,43 @@ def main(argv: list[str] | None = None) -> int:
     if as_table:
         plan = table.Plan(repeats, given.get("first_layer", False))
         return 0 if table.run(given.get("rows"), plan, directory / f"{facts.machine()}.json") else 1
-    names = given.get("systems", [name for name, system in SYSTEMS.items() if not system.missing()])
+    as_mixers = given.get("mixers", False)
+    layers = [name for name, system in SYSTEMS.items() if not system.mixes and not system.missing()]
+    names = given.get("systems", mixers.names() if as_mixers else layers)
     for name in names:
         if reason := SYSTEMS[name].missing():
             parser.error(f"argument --systems: {reason}")
+        if SYSTEMS[name].mixes != as_mixers:
+            parser.error(f"argument --systems: {name} is compared {'without' if as_mixers else 'with'} --mixers")
     fields = ("batch", "input_size", "hidden_size", "layers", "dtype", "first_layer")
-    lengths = tuple(given.get("lengths", DEFAULT_LENGTHS))
-    load = Workload(**{name: given[name] for name in fields if name in given})
-    stem = directory / f"{facts.machine()}-lengths"
-    result = sweep.run(sweep.Sweep(load, lengths, tuple(names), repeats), stem.with_suffix(".json"))
+    lengths = tuple(given.get("lengths", (mixers.WORKLOAD.length,) if as_mixers else DEFAULT_LENGTHS))
+    default = mixers.WORKLOAD if as_mixers else Workload()
+    load = dataclasses.replace(default, **{name: given[name] for name in fields if name in given})
+    if as_mixers and (load.input_size != load.hidden_size or load.layers != 1):
+        parser.error("a mixer has one layer, and --hidden-size is its --input-size")
+    plan = sweep.Sweep(load, lengths, tuple(names), repeats)
+    stem = (
+        directory
+        / f"{facts.machine()}{'-mixers' if as_mixers else ''}{'' if as_mixers and len(lengths) == 1 else '-lengths'}"
+    )
+    result = sweep.run(plan, stem.with_suffix(".json"))
+    kept = not (as_mixers and mixers.of_workload(plan)) or mixers.show(mixers.promises(result))
     report.say(f"wrote {stem.with_suffix('.json')}")
+    if as_mixers and len(lengths) == 1:
+        return 0 if kept else 1
     if importlib.util.find_spec("matplotlib"):
-        report.draw(stem.with_suffix(".png"), result)
+        draw = mixers.draw if as_mixers else report.draw
+        draw(stem.with_suffix(".png"), result)
         report.say(f"wrote {stem.with_suffix('.png')}")
     else:
         report.say("no figure: matplotlib is not installed (pip install minrnn[train])")
-    return 0
+    return 0 if kept else 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "minrnn bench",
-        description="Time and peak memory of a training step against length: minrnn's layers, torch's and others.",
+        description="Time and peak memory of a training step against length: minrnn's layers or mixers, and others.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
@@ -80,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--first-layer", action="store_true", help=text)
     text = "what to compare; limits come by themselves (default: all that are installed)"
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), metavar="NAME", help=text)
+    text = "compare the mixers instead, at batch 8, length 2048, width 256; with --lengths, draw how their cost grows"
+    parser.add_argument("--mixers", action="store_true", help=text)
     number("--threads", "torch's", "threads")
     number("--repeats", 15, "paired repeats; slow systems get fewer")
     text = "where the JSON and the figure go (default minrnn-bench)"

@@ -16,7 +16,7 @@ from minrnn.ops import describe
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 CHANGED = "-changed"
-PEERS = ("minGRU-pytorch",)
+PEERS = ("minGRU-pytorch", "mambapy", "transformers", "xlstm")
 
 
 def gather() -> dict[str, object]:
@@ -27,7 +27,7 @@ def gather() -> dict[str, object]:
         "cores": _cores(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "bf16_instructions": has_bf16(),
-        "memory_gb": _memory_gb(),
+        "memory_gb": memory_gb(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -86,7 +86,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _memory_gb() -> float | None:
+def memory_gb() -> float | None:
+    """The machine's memory in 10^9 bytes, if it says."""
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from minrnn.bench.systems import Workload, build
+from minrnn.bench.systems import Workload
 
 MEGABYTE = 1e6
 LEAST_ROUNDS = 3
@@ -95,10 +95,10 @@ def training_step(module: nn.Module, input: Tensor, gradients: Gradients, load: 
     return step
 
 
-def training_steps(names: list[str], load: Workload) -> dict[str, Callable[[], None]]:
-    """One step for each named system, on the same input and the same output gradient."""
+def training_steps(modules: Mapping[str, nn.Module], load: Workload) -> dict[str, Callable[[], None]]:
+    """One step for each system, on the same input and the same output gradient."""
     input, gradients = load.input(), Gradients()
-    return {name: training_step(build(name, load), input, gradients, load) for name in names}
+    return {name: training_step(module, input, gradients, load) for name, module in modules.items()}
 
 
 def copy_bandwidth(megabytes: int = 256, rounds: int = 9) -> float:

@@ -47,7 +47,7 @@ def _highest() -> int:
 
 def of_one_step(name: str, load: systems.Workload) -> int:
     """Bytes that one step of the named system adds at its peak."""
-    module = systems.build(name, load)
+    module = systems.build([name], load)[name]
     small = replace(load, batch=1, length=2).input()
     _sum(measure.outputs(module, small, load)).backward()
     input = load.input()

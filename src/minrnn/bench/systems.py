@@ -1,16 +1,19 @@
-"""What is compared: every system as a module from (B, T, input) to (B, T, hidden), by one table.
+"""What is compared: every system as a module from (B, T, input) to (B, T, hidden), by one table. Layers and their peers
+are one comparison, mixers and theirs another.
 
 The names in `SYSTEMS` are those of the command line, of the JSON and of the figure's legend.
 """
 
 import importlib.util
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from minrnn.layers import MinGRU, MinLSTM
+from minrnn.mixers import MIXERS, make_mixer
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -118,14 +121,49 @@ def _mingru_pytorch(load: Workload) -> nn.Module:
     return nn.Sequential(*(minGRU(w, (load.hidden_size + 0.5) / w, proj_out=False) for w in widths))
 
 
+def _mixer(name: str, load: Workload) -> nn.Module:
+    """Mixers keep the width; those that are made for a length are made for this one."""
+    if load.input_size != load.hidden_size or load.layers != 1:
+        sizes = f"input_size {load.input_size}, hidden_size {load.hidden_size}, layers {load.layers}"
+        raise ValueError(f"{name}: a mixer has one layer with hidden_size = input_size, got {sizes}")
+    has_length = "max_length" in {field.name for field in fields(MIXERS[name].config)}
+    return make_mixer(name, load.hidden_size, {"max_length": load.length} if has_length else {})
+
+
+def _mambapy(load: Workload) -> nn.Module:
+    from mambapy.mamba import MambaBlock, MambaConfig
+
+    return MambaBlock(MambaConfig(d_model=load.hidden_size, n_layers=1, pscan=True))
+
+
+def _transformers_mamba(load: Workload) -> nn.Module:
+    from transformers import MambaConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    return MambaMixer(MambaConfig(hidden_size=load.hidden_size, num_hidden_layers=1), layer_idx=0)
+
+
+def _xlstm_slstm(load: Workload) -> nn.Module:
+    from xlstm.blocks.slstm.layer import sLSTMLayer, sLSTMLayerConfig
+
+    return sLSTMLayer(sLSTMLayerConfig(embedding_dim=load.hidden_size, num_heads=4, backend="vanilla"))
+
+
+def _xlstm_mlstm(load: Workload) -> nn.Module:
+    from xlstm.blocks.mlstm.layer import mLSTMLayer, mLSTMLayerConfig
+
+    return mLSTMLayer(mLSTMLayerConfig(embedding_dim=load.hidden_size, context_length=load.length))
+
+
 @dataclass(frozen=True)
 class System:
     """A row of the comparison: how it is built, and which systems it is set against."""
 
     build: Callable[[Workload], nn.Module]
     over: tuple[str, ...] = ()  # the systems that it means to replace: their time over its own is its speed-up
-    limit: str | None = None
+    limit: str | None = None  # the system that no other code of it could beat
     package: str | None = None  # compared when this package is installed
+    mixes: bool = False  # a mixer or one's peer; its limit is its own products
 
     def missing(self) -> str | None:
         """Why this system cannot be compared here, or None."""
@@ -134,6 +172,13 @@ class System:
         return None
 
 
+_OVER = {
+    "mingru": ("gru", "gru_loop", "aaren"),
+    "minlstm": ("lstm", "lstm_loop"),
+    "mamba": ("mambapy", "transformers-mamba"),
+    "mlstm": ("xlstm-mlstm",),
+    "slstm": ("xlstm-slstm",),
+}
 SYSTEMS: dict[str, System] = {
     "products-2H": System(lambda load: Products(load, 2)),
     "MinGRU": System(_torch_rnn(MinGRU), ("nn.GRU", "GRU-loop", "minGRU-pytorch"), "products-2H"),
@@ -144,12 +189,18 @@ SYSTEMS: dict[str, System] = {
     "MinLSTM": System(_torch_rnn(MinLSTM), ("nn.LSTM", "LSTM-loop"), "products-3H"),
     "nn.LSTM": System(_torch_rnn(nn.LSTM)),
     "LSTM-loop": System(_torch_rnn(LSTMLoop)),
+    **{name: System(partial(_mixer, name), _OVER.get(name, ()), mixes=True) for name in MIXERS},
+    "mambapy": System(_mambapy, package="mambapy", mixes=True),
+    "transformers-mamba": System(_transformers_mamba, package="transformers", mixes=True),
+    "xlstm-mlstm": System(_xlstm_mlstm, package="xlstm", mixes=True),
+    "xlstm-slstm": System(_xlstm_slstm, package="xlstm", mixes=True),
 }
 
 
-def build(name: str, load: Workload) -> nn.Module:
-    """The system called `name` with fresh weights, of the workload's dtype and sizes."""
-    return SYSTEMS[name].build(load).to(torch.float32 if load.autocasts else DTYPES[load.dtype])
+def build(names: Iterable[str], load: Workload) -> dict[str, nn.Module]:
+    """The named systems with fresh weights, of the workload's dtype and sizes."""
+    dtype = torch.float32 if load.autocasts else DTYPES[load.dtype]
+    return {name: SYSTEMS[name].build(load).to(dtype) for name in names}
 
 
 def with_limits(names: Iterable[str]) -> list[str]:

@@ -20,7 +20,7 @@ from torch import nn
 from minrnn.bench import facts, measure
 from minrnn.bench.measure import Summary, Times
 from minrnn.bench.report import say, write_json
-from minrnn.bench.systems import SYSTEMS, Workload
+from minrnn.bench.systems import SYSTEMS, Workload, build
 from minrnn.layers import MinGRUCell
 from minrnn.ops import mingru_scan, native
 
@@ -140,7 +140,7 @@ def bfloat16(load: Workload, bound: float, plan: Plan) -> list[Line]:
         raise Skipped("this processor has no bfloat16 instructions")
     steps = {}
     for dtype in ("float32", "bfloat16"):
-        made = measure.training_steps(["products-2H", "MinGRU"], replace(_planned(load, plan), dtype=dtype))
+        made = _training_steps(["products-2H", "MinGRU"], replace(load, dtype=dtype), plan)
         steps |= {f"{name} {dtype}": step for name, step in made.items()}
     times = measure.alternate(steps, plan.repeats)
     ours, limit = (_quotients(times, f"{name} float32", f"{name} bfloat16") for name in ("MinGRU", "products-2H"))
@@ -160,7 +160,7 @@ def threads(load: Workload, bound: float, plan: Plan) -> list[Line]:
 
         return run
 
-    made = measure.training_steps(["products-2H", "MinGRU"], _planned(load, plan))
+    made = _training_steps(["products-2H", "MinGRU"], load, plan)
     steps = {f"{name} on {count}": on(count, step) for count in (1, 2) for name, step in made.items()}
     try:
         times = measure.alternate(steps, plan.repeats)
@@ -257,12 +257,17 @@ def _resumed(path: Path, about: dict) -> dict:
     return {"facts": about, "rows": {}}
 
 
+def _training_steps(names: list[str], load: Workload, plan: Plan) -> dict[str, Callable[[], None]]:
+    load = _planned(load, plan)
+    return measure.training_steps(build(names, load), load)
+
+
 def _planned(load: Workload, plan: Plan) -> Workload:
     return replace(load, first_layer=plan.first_layer)
 
 
 def _alternate_systems(names: list[str], load: Workload, plan: Plan) -> Times:
-    return measure.alternate(measure.training_steps(names, _planned(load, plan)), plan.repeats)
+    return measure.alternate(_training_steps(names, load, plan), plan.repeats)
 
 
 def _line(

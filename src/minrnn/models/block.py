@@ -62,7 +62,7 @@ class Block(nn.Module):
 
     def __init__(self, config: BackboneConfig, place: Place) -> None:
         super().__init__()
-        hidden = int(config.mlp * config.width)
+        hidden = int((config.mlp or 0) * config.width)
         self.conv = CausalConv(config.width, config.conv) if config.conv else None
         self.mixer_norm = make_norm(config)
         self.mixer = make_mixer(config.mixer, config.width, config.mixer_options, place)

@@ -44,7 +44,7 @@ class BackboneConfig:
         for name, least in (("width", 1), ("layers", 1), ("conv", 0), ("mlp", 0)):
             if not least <= getattr(self, name) < math.inf:
                 raise ValueError(f"BackboneConfig: {name} must be at least {least}, got {getattr(self, name)}")
-        if self.mlp * self.width >= 2**63:
+        if (self.mlp or 0) * self.width >= 2**63:
             raise ValueError(f"BackboneConfig: mlp * width must be below 2**63, got {self.mlp} * {self.width}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"BackboneConfig: dropout must be in [0, 1), got {self.dropout}")

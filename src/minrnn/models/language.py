@@ -59,6 +59,11 @@ class LanguageModel(nn.Module):
         """The state at the beginning of `batch_size` texts."""
         return self.backbone.initial_state(batch_size)
 
+    @property
+    def constant_state(self) -> bool:
+        """Whether the state does not grow with the text, so that a text may be of any length."""
+        return all(part.state_size is not None for part in self.modules() if isinstance(part, Mixer))
+
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """What each parameter asks of the optimiser: the matrices of linear maps decay, nothing else does; and what mixers

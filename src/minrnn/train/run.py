@@ -23,7 +23,9 @@ from minrnn.train.module import Journal, Training
 from minrnn.train.progress import Bar, make_console
 
 
-def train(config: RunConfig, out: Path, *, resume: bool = False, console: Console | None = None) -> dict[str, float]:
+def train(
+    config: RunConfig, out: Path, *, resume: bool = False, console: Console | None = None
+) -> dict[str, float | None]:
     """Train a language model in the directory `out`.
 
     Args:
@@ -117,12 +119,12 @@ def _fit(module: Training, journal: Journal, console: Console) -> None:
         ) from error
 
 
-def _finish(model: LanguageModel, task: TextTask, journal: Journal, console: Console) -> dict[str, float]:
+def _finish(model: LanguageModel, task: TextTask, journal: Journal, console: Console) -> dict[str, float | None]:
     """Measure, draw, sample; what all of it says is printed and kept in result.json."""
     lines = journal.metrics.read()
     result = {
         "held_out": [line["held_out"] for line in lines if "held_out" in line][-1],
-        "held_out_carried": task.evaluate(model, carried=True),
+        "held_out_carried": task.evaluate(model, carried=True) if model.constant_state else None,
         "steps": lines[-1]["step"],
         "parameters": _parameters(model),
         "seconds": round(journal.seconds, 1),
@@ -130,14 +132,18 @@ def _finish(model: LanguageModel, task: TextTask, journal: Journal, console: Con
     replace_files({journal.run / "result.json": (json.dumps(result, indent=2) + "\n").encode()})
     title = f"{Path(task.config.data).name}, {model.config.backbone.mixer}"
     draw_curve(lines, journal.run / "curve.png", title, f"nats per {task.config.unit}")
-    prompt = task.held_out[: task.config.length].tolist()
-    ids = generate(model, prompt, max_new_tokens=300, temperature=0.8, generator=torch.Generator().manual_seed(0))
+    # A model without a constant state may know no longer text than those that it was trained on.
+    length = task.config.length
+    read, make = (length, 300) if model.constant_state else (length // 2 + 1, length // 2)
+    prompt = task.held_out[:read].tolist()
+    ids = generate(model, prompt, max_new_tokens=make, temperature=0.8, generator=torch.Generator().manual_seed(0))
     console.rule("a sample", align="left")
     _say(console, "".join(decode_stream(task.tokenizer, ids)))
     console.rule("the end", align="left")
-    fresh, carried = (f"{result[name]:.4f} nats per {task.config.unit}" for name in ("held_out", "held_out_carried"))
-    _say(console, f"held out: {fresh} in windows of {task.config.length} from zero state")
-    _say(console, f"held out: {carried} with the state carried on")
+    unit = f"nats per {task.config.unit}"
+    _say(console, f"held out: {result['held_out']:.4f} {unit} in windows of {length} from zero state")
+    if model.constant_state:
+        _say(console, f"held out: {result['held_out_carried']:.4f} {unit} with the state carried on")
     steps = f"trained {result['steps']:,} steps in {result['seconds']:.0f} s"
     _say(console, f"{steps}; the model, curve.png and metrics.jsonl are in {journal.run}")
     return result

@@ -1,0 +1,101 @@
+"""`minrnn bench --mixers`: every system of the comparison side by side, what is promised of them, and how their cost
+grows with the length."""
+
+from pathlib import Path
+
+from minrnn.bench.measure import Summary
+from minrnn.bench.report import say
+from minrnn.bench.sweep import Sweep
+from minrnn.bench.systems import SYSTEMS, Workload
+from minrnn.bench.table import Line
+from minrnn.mixers import MIXERS
+
+WORKLOAD = Workload(batch=8, length=2048, input_size=256, hidden_size=256)
+LOOPS = ("gru", "lstm", "gru_loop", "lstm_loop", "slstm")  # sequential: no products of theirs could be a limit
+SPEEDS = (  # time of the first over the second
+    ("mambapy", "mamba", ">=", 3),
+    ("transformers-mamba", "mamba", ">=", 10),
+    ("xlstm-slstm", "slstm", ">=", 5),
+    ("aaren", "mingru", "<=", 2),
+)
+MEMORY = ("mamba", "mambapy", "<=", 0.25)
+FAMILIES = {  # Okabe and Ito's colours
+    "T": "#0072B2",
+    "T log T": "#009E73",
+    "T²": "#D55E00",
+    "T, one after the other": "#CC79A7",
+}
+MARKERS = "osD^v<>PX*hp"
+
+
+def names() -> list[str]:
+    """The mixers, and those of their peers that are installed."""
+    return [name for name, system in SYSTEMS.items() if system.mixes and not system.missing()]
+
+
+def promises(result: dict) -> list[Line]:
+    """What is promised at `WORKLOAD`, and what came, of a result of `sweep.run` that measured it."""
+    points = {point["system"]: point for point in result["points"] if point["length"] == WORKLOAD.length}
+    lines = []
+    for above, below, sign, bound in SPEEDS:
+        if below in points and above in points[below]["speedup_over"]:
+            medians = {name: points[name]["seconds"]["median"] for name in (above, below)}
+            came = Summary(**points[below]["speedup_over"][above])
+            lines.append(Line(f"{above} / {below}", sign, bound, came, medians))
+    above, below, sign, bound = MEMORY
+    peaks = {name: points[name]["peak_bytes"] for name in (above, below) if name in points}
+    if len(peaks) == 2 and all(peaks.values()):
+        came = Summary.of([peaks[above] / peaks[below]])
+        lines.append(Line(f"peak memory, {above} / {below}", sign, bound, came, peaks))
+    for name in MIXERS:
+        if name in points and name not in LOOPS and (over := points[name]["over_limit"]):
+            medians = {name: points[name]["seconds"]["median"]}
+            lines.append(Line(f"{name} / its own products", "<=", 3, Summary(**over), medians))
+    return lines
+
+
+def of_workload(sweep: Sweep) -> bool:
+    """Whether a sweep measures what is promised."""
+    return (
+        WORKLOAD.length in sweep.lengths and Workload(**{**vars(sweep.workload), "length": WORKLOAD.length}) == WORKLOAD
+    )
+
+
+def show(lines: list[Line]) -> bool:
+    """Print what is promised and what came; whether all of it holds."""
+    for line in lines:
+        say(str(line))
+    return all(line.met for line in lines)
+
+
+def draw(path: Path, result: dict) -> None:
+    """Draw time and peak memory of a training step against length, a line for each mixer, a colour for each cost."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    load, about = result["settings"]["workload"], result["facts"]
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for name, marker in zip(MIXERS, MARKERS * 2, strict=False):
+        points = [point for point in result["points"] if point["system"] == name]
+        style = {"color": FAMILIES[MIXERS[name].cost], "marker": marker, "markersize": 5, "label": name}
+        lengths = [point["length"] for point in points]
+        panels[0].plot(lengths, [1e3 * point["seconds"]["median"] for point in points], **style)
+        peaks = {point["length"]: point["peak_bytes"] / 1e6 for point in points if point["peak_bytes"]}
+        panels[1].plot(list(peaks), list(peaks.values()), **style)
+    lengths = result["settings"]["lengths"]
+    for axes, title in zip(panels, ("time of one step, ms", "peak memory of one step, MB"), strict=True):
+        axes.set(title=title, xlabel="length", xscale="log", yscale="log")
+        axes.set_xticks(lengths, [str(length) for length in lengths])
+        axes.minorticks_off()
+        axes.grid(alpha=0.25)
+        axes.yaxis.set_major_formatter("{x:g}")
+    costs = [Line2D([], [], color=color, label=f"cost {cost}") for cost, color in FAMILIES.items()]
+    panels[1].legend(handles=costs, fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, fontsize=8)
+    figure.suptitle(
+        f"Forward + backward: batch {load['batch']}, D = {load['hidden_size']}, {load['dtype']}; "
+        f"{about['cpu']}, {about['threads']} threads, torch {about['torch']}",
+        fontsize=10,
+    )
+    figure.savefig(path, dpi=150)

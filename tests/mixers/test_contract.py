@@ -1,0 +1,240 @@
+"""Every mixer of the table, by its name alone: one contract."""
+
+import copy
+import dataclasses
+import pickle
+
+import pytest
+import torch
+from torch.utils._pytree import tree_leaves
+
+from conftest import assert_close
+from minrnn._shapes import accumulate_dtype
+from minrnn.mixers import MIXERS, Mixer, detach_state, make_mixer
+from minrnn.mixers.contract import Place
+from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, generate, load, parameter_groups, save
+from parity import check_resets, chunked, compare
+
+D = 8
+CONSTANT = [name for name in MIXERS if make_mixer(name, D, {}).state_size is not None]
+
+
+def make(name: str, dtype: torch.dtype = torch.float64) -> Mixer:
+    """A mixer whose parameters have left their initial values, which are zero for some."""
+    torch.manual_seed(0)
+    mixer = make_mixer(name, D, {}, Place(1, 3)).to(dtype)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return mixer
+
+
+def series(batch, time, dtype=torch.float64):
+    torch.manual_seed(1)
+    return torch.randn(batch, time, D, dtype=dtype).requires_grad_()
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_whole_chunks_steps_and_resets_agree(name):
+    mixer, x, reset = make(name), series(3, 19), torch.rand(3, 19) < 0.2
+    inputs = [x, *mixer.parameters()]
+    whole = mixer(x, reset=reset)
+    for sizes in ([1], [2, 3], [7, 1, 64]):
+        compare(whole, chunked(mixer, x, None, sizes, reset), inputs, x.dtype)
+    check_resets(mixer, x, list(mixer.parameters()))
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_float32_over_a_thousand_steps(name):
+    mixer, exact, x = make(name, torch.float32), make(name), series(1, 1000, torch.float32)
+    with torch.no_grad():
+        for mine, wanted in zip(mixer.parameters(), exact.parameters(), strict=True):
+            wanted.copy_(mine)
+        y, _ = mixer(x)
+        pieces, _ = chunked(mixer, x, None, [333, 1])
+        wanted, _ = exact(x.double())
+    scale = wanted.abs().max().item()  # of what rounding errors are made
+    assert_close(y / scale, wanted / scale, torch.float32)
+    assert_close(pieces / scale, wanted / scale, torch.float32)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_no_output_knows_a_later_input(name):
+    mixer, x = make(name), series(2, 7)
+    y, _ = mixer(x)
+    for t in range(7):
+        (grad,) = torch.autograd.grad(y[:, t].sum(), x, retain_graph=True)
+        # An FFT mixes all times, to rounding: what is not there is 1e-16 of what is.
+        assert (grad[:, t + 1 :].abs() <= 1e-12).all()
+        assert (grad[:, t] != 0).any()
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_any_size_and_any_stride(name):
+    mixer, x = make(name), series(3, 6)
+    for view in (x.transpose(0, 1), x[::2, 1::3], x[:1].expand(3, -1, -1)):
+        compare(mixer(view), mixer(view.contiguous()), [x], x.dtype)
+    for batch, time in ((0, 4), (2, 0), (0, 0), (1, 1)):
+        y, state = mixer(x[:batch, :time])
+        assert y.shape == (batch, time, D)
+        again, _ = mixer(x[:batch, :2], state)
+        assert again.shape == (batch, 2, D)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_nothing_is_where_sequences_begin(name):
+    mixer, x = make(name), series(3, 6)
+    compare(mixer(x, mixer.initial_state(3)), mixer(x), [x, *mixer.parameters()], x.dtype)
+
+
+@pytest.mark.parametrize("name", CONSTANT)
+def test_the_state_has_the_size_it_says(name):
+    mixer = make(name)
+    for state in (mixer.initial_state(2), mixer(series(2, 9))[1]):
+        numbers = sum(leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in tree_leaves(state))
+        assert numbers == 2 * mixer.state_size
+
+
+@pytest.mark.parametrize("name", sorted(MIXERS.keys() - set(CONSTANT)))
+def test_a_state_that_grows_says_so_and_does(name):
+    mixer = make(name)
+    sizes = [sum(leaf.numel() for leaf in tree_leaves(mixer(series(1, time))[1])) for time in (5, 10, 20)]
+    assert sizes[0] < sizes[1] < sizes[2]
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sixteen_bits_keep_decays_in_float32(name, dtype):
+    mixer = make(name, dtype)
+    for parameter, asks in mixer.tuning().items():
+        assert mixer.get_parameter(parameter).dtype == (torch.float32 if asks.keep_float32 else dtype)
+    x = series(2, 40, dtype)
+    y, state = mixer(x)
+    assert y.dtype == dtype and y.isfinite().all()
+    y.float().sum().backward()
+    assert x.grad.isfinite().all()
+    assert (
+        make(name).to(dtype).double().get_parameter(next(iter(dict(mixer.named_parameters())))).dtype == torch.float64
+    )
+    widened = copy.deepcopy(mixer).float()
+    wanted, _ = widened(x.float())
+    scale = wanted.abs().max()
+    assert_close(y / scale, wanted / scale, torch.bfloat16)
+    assert {leaf.dtype for leaf in tree_leaves(mixer.initial_state(1)) if leaf.is_floating_point()} <= {
+        dtype,
+        accumulate_dtype(dtype),
+    }
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_autocast_gives_what_linear_gives(name):
+    mixer, x = make(name, torch.float32), series(2, 30, torch.float32)
+    wanted, _ = mixer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = mixer(x)
+        pieces, _ = chunked(mixer, x, None, [7, 1])
+    assert y.dtype == torch.bfloat16
+    scale = wanted.abs().max()
+    assert_close(y / scale, wanted / scale, torch.bfloat16)
+    assert_close(pieces / scale, wanted / scale, torch.bfloat16)
+    y.float().square().sum().backward()
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in mixer.parameters())
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_copies_give_the_same(name):
+    mixer, x = make(name), series(2, 9)
+    for copied in (copy.deepcopy(mixer), pickle.loads(pickle.dumps(mixer))):
+        assert torch.equal(copied(x)[0], mixer(x)[0])
+    fresh = make_mixer(name, D, {}, Place(1, 3)).double()
+    fresh.load_state_dict(mixer.state_dict())
+    assert torch.equal(fresh(x)[0], mixer(x)[0])
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_state_without_its_graph_goes_on(name):
+    mixer, x = make(name), series(2, 9)
+    _, state = mixer(x[:, :5])
+    y, _ = mixer(x[:, 5:], detach_state(state))
+    assert_close(y, mixer(x)[0][:, 5:], x.dtype)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert (grad[:, :5] == 0).all()
+
+
+@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize(
+    ("error", "match", "change"),
+    [
+        (ValueError, "x must be", lambda x, state, reset: (x[0], None, None)),
+        (ValueError, "x must be", lambda x, state, reset: (x[..., 1:], None, None)),
+        (TypeError, "x must be", lambda x, state, reset: (x.tolist(), None, None)),
+        (ValueError, "state", lambda x, state, reset: (x[:1], state, None)),
+        ((ValueError, TypeError), "state", lambda x, state, reset: (x, "state", None)),
+        ((ValueError, TypeError), "state", lambda x, state, reset: (x, (1, 2), None)),
+        ((ValueError, TypeError), "state", lambda x, state, reset: (x, torch.zeros(2, 3), None)),
+        (ValueError, "reset must be", lambda x, state, reset: (x, None, reset[:, 1:])),
+        (TypeError, "reset must be", lambda x, state, reset: (x, None, reset.long())),
+    ],
+)
+def test_bad_arguments_are_named(name, error, match, change):
+    mixer, x = make(name), series(2, 3)
+    x, state, reset = change(x, mixer(x)[1], torch.zeros(2, 3, dtype=torch.bool))
+    with pytest.raises(error, match=rf"{type(mixer).__name__}.*: {match}.*got"):
+        mixer(x, state, reset=reset)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_the_table_builds_and_describes_it(name):
+    entry = MIXERS[name]
+    made = make_mixer(name, 64, {})
+    assert isinstance(made, Mixer) and isinstance(entry.config(), entry.config)
+    assert entry.equation and entry.parallel and entry.cost
+    assert "Source" in (type(made).__doc__ or "") and entry.config.__doc__
+    assert all(field.name in entry.config.__doc__ for field in dataclasses.fields(entry.config))
+    with pytest.raises(ValueError, match=f"options of {name} must be among .*, got 'nothing'"):
+        make_mixer(name, D, {"nothing": 1})
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_language_model_learns_generates_and_is_stored(name, tmp_path):
+    torch.manual_seed(0)
+    model = LanguageModel(LanguageModelConfig(5, BackboneConfig(16, 2, name, dropout=0.0)))
+    tokens = torch.arange(64).remainder(5).expand(4, -1)
+    optimizer, losses = torch.optim.AdamW(parameter_groups(model, 3e-3, 0.1)), []
+    for _ in range(15):
+        logits, _ = model(tokens[:, :-1])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    model.eval()
+    made = list(generate(model, [0, 1, 2], max_new_tokens=12, temperature=0))
+    so_far = [0, 1, 2]
+    with torch.no_grad():
+        for token in made:
+            logits = model(torch.tensor([so_far]))[0][0, -1]
+            assert logits[token] >= logits.max() - 1e-4
+            so_far.append(token)
+    save(model, tmp_path)
+    again = load(tmp_path)
+    assert torch.equal(again(tokens)[0], model(tokens)[0])
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_parameters_get_the_rates_that_they_ask_for(name):
+    model = LanguageModel(LanguageModelConfig(5, BackboneConfig(16, 2, name)))
+    rates = {
+        id(p): (group["lr"], group["weight_decay"])
+        for group in parameter_groups(model, 1e-2, 0.1)
+        for p in group["params"]
+    }
+    assert len(rates) == len(list(model.parameters()))
+    for mixer in model.modules():
+        if isinstance(mixer, Mixer):
+            for parameter, asks in mixer.tuning().items():
+                rate, decay = rates[id(mixer.get_parameter(parameter))]
+                assert rate == min(1e-2 * asks.lr_scale, asks.lr_limit)
+                assert decay == 0 or asks.decay
