@@ -1,0 +1,94 @@
+"""Tasks whose questions are made, not read: a model reads tokens and answers at some of the positions.
+
+B batch, T length. A batch is a function of (seed, step): the same on any machine, whoever makes it.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minrnn.tasks.text import Model
+
+IGNORED = -100  # the target where no answer is wanted; torch's cross-entropy passes it by
+HELD_OUT = 1  # the last number of an evaluation batch's seed; training batches have only two
+
+
+class Questions(NamedTuple):
+    """A batch.
+
+    Args:
+        tokens: int64 (B, T), what is read.
+        targets: int64 (B, T), the answer wanted after each token, or `IGNORED`.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+
+
+class AnswerTask(ABC):
+    """Made questions, with the loss that trains on them and the accuracy of the answers.
+
+    Args:
+        batch_size: questions in a batch.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"{type(self).__name__}: batch_size must be at least 1, got {batch_size}")
+        self.batch_size = batch_size
+
+    @property
+    @abstractmethod
+    def vocabulary(self) -> int:
+        """How many different tokens and answers there are; both are counted from 0."""
+
+    @abstractmethod
+    def make(self, rng: np.random.Generator, *, held_out: bool) -> Questions:
+        """A batch of questions, to train on or to be examined by."""
+
+    def batch(self, seed: int, step: int) -> Questions:
+        """The training batch of a step."""
+        return self.make(np.random.default_rng((seed, step)), held_out=False)
+
+    def held_out(self, seed: int, index: int) -> Questions:
+        """The evaluation batch `index` of the set that `seed` fixes; no training batch shares its random numbers."""
+        return self.make(np.random.default_rng((seed, index, HELD_OUT)), held_out=True)
+
+    def loss(self, model: Model, batch: Questions) -> Tensor:
+        """Mean cross-entropy of the answers in nats."""
+        logits, _ = model(batch.tokens)
+        wanted = batch.targets != IGNORED
+        return F.cross_entropy(logits[wanted], batch.targets[wanted])
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: Model, *, seed: int = 0, batches: int = 20, device: torch.device | str = "cpu"
+    ) -> dict[str, float]:
+        """The share of right answers, and the mean cross-entropy in nats, over an evaluation set.
+
+        Args:
+            model: gives (logits, state) for tokens; in eval mode.
+            seed: of the set.
+            batches: how many it has.
+            device: where the model is.
+        """
+        right, nats, answers = 0, 0.0, 0
+        for index in range(batches):
+            tokens, targets = (each.to(device) for each in self.held_out(seed, index))
+            wanted = targets != IGNORED
+            logits, answer = model(tokens)[0][wanted], targets[wanted]
+            right += int((logits.argmax(-1) == answer).sum())
+            nats += F.cross_entropy(logits.float(), answer, reduction="sum").item()
+            answers += len(answer)
+        return {"accuracy": right / answers, "loss": nats / answers}
+
+
+def questions(tokens: np.ndarray, answers: np.ndarray) -> Questions:
+    """A batch whose last K positions want `answers` (B, K)."""
+    targets = np.full_like(tokens, IGNORED)
+    targets[:, tokens.shape[1] - answers.shape[1] :] = answers
+    return Questions(torch.from_numpy(tokens).long(), torch.from_numpy(targets).long())

@@ -1,0 +1,68 @@
+"""Selective copying: some tokens stand far apart among blanks, and are to be said again in their order.
+
+B batch, L positions, K tokens to copy, V vocabulary.
+"""
+
+from typing import Literal, get_args
+
+import numpy as np
+
+from minrnn.tasks.answers import AnswerTask, Questions, questions
+
+Convention = Literal["minrnn", "s4"]
+
+
+class SelectiveCopying(AnswerTask):
+    """K of L positions, drawn without replacement, hold data tokens drawn from V - 2; K cues follow, and after each the
+    next data token is wanted. Accuracy is that of single tokens; chance is 1 / (V - 2).
+
+    Two published conventions. "minrnn": blank V - 1, cue 0, L + K tokens. "s4": blank 0, cue V - 1, and the data lie
+    among L + K positions, L + 2K tokens. Data tokens are 1 ... V - 2 in both.
+
+    Args:
+        length: L.
+        tokens: K.
+        vocabulary: V, blank and cue included.
+        batch_size: B.
+        convention: "minrnn" or "s4".
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Source: Feng et al., "Were RNNs All We Needed?" (2024), section 4.2; Gu and Dao, "Mamba" (2023), section 4.1.1;
+    Jing et al., "Gated orthogonal recurrent units" (2019).
+    """
+
+    def __init__(
+        self,
+        length: int = 4096,
+        tokens: int = 16,
+        vocabulary: int = 16,
+        batch_size: int = 64,
+        convention: Convention = "minrnn",
+    ) -> None:
+        super().__init__(batch_size)
+        if convention not in get_args(Convention):
+            raise ValueError(f"SelectiveCopying: convention must be one of {get_args(Convention)}, got {convention!r}")
+        if not 1 <= tokens <= length:
+            raise ValueError(f"SelectiveCopying: tokens must be between 1 and length = {length}, got {tokens}")
+        if vocabulary < 3:
+            raise ValueError(f"SelectiveCopying: vocabulary must be at least 3, got {vocabulary}")
+        self.tokens, self.convention, self.size = tokens, convention, vocabulary
+        self.places = length + (tokens if convention == "s4" else 0)
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        return self.size
+
+    def make(self, rng: np.random.Generator, *, held_out: bool) -> Questions:
+        """(B, L + K) or (B, L + 2K) tokens; what is held out is drawn as what is trained on."""
+        blank, cue = (self.size - 1, 0) if self.convention == "minrnn" else (0, self.size - 1)
+        data = rng.integers(1, self.size - 1, (self.batch_size, self.tokens))
+        drawn = rng.random((self.batch_size, self.places), dtype=np.float32)
+        where = np.sort(np.argpartition(drawn, self.tokens - 1, axis=1)[:, : self.tokens], axis=1)
+        series = np.full((self.batch_size, self.places + self.tokens), blank)
+        np.put_along_axis(series, where, data, axis=1)
+        series[:, self.places :] = cue
+        return questions(series, data)

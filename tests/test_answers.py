@@ -1,0 +1,188 @@
+"""The tasks that make their own questions: every answer worked out again in another way."""
+
+import collections
+import itertools
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from minrnn.tasks import FormalLanguage, ListOps, SelectiveCopying
+from minrnn.tasks.answers import IGNORED
+from minrnn.tasks.formal import LANGUAGES
+from minrnn.tasks.listops import CLOSE, OPEN, OPERATIONS, PAD
+
+TASKS = {
+    "copying": SelectiveCopying(50, 6, 16, 8),
+    "copying-s4": SelectiveCopying(50, 6, 16, 8, "s4"),
+    **{name: FormalLanguage(name, 8) for name in LANGUAGES},
+    "listops": ListOps(120, 20, 8),
+}
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_batch_is_a_function_of_seed_and_step(name):
+    task = TASKS[name]
+    assert same(task.batch(3, 5), task.batch(3, 5))
+    assert not same(task.batch(3, 5), task.batch(3, 6)) and not same(task.batch(3, 5), task.batch(4, 5))
+    assert same(task.held_out(3, 5), task.held_out(3, 5)) and not same(task.batch(3, 5), task.held_out(3, 5))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tokens_and_answers_are_in_the_vocabulary(name):
+    for make in (TASKS[name].batch, TASKS[name].held_out):
+        for step in range(20):
+            tokens, targets = make(0, step)
+            assert tokens.shape == targets.shape and tokens.dtype == targets.dtype == torch.int64
+            assert 0 <= tokens.min() and tokens.max() < TASKS[name].vocabulary
+            wanted = targets[targets != IGNORED]
+            assert len(wanted) >= len(tokens) and 0 <= wanted.min() and wanted.max() < TASKS[name].vocabulary
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_loss_and_accuracy_are_of_the_answers_alone(name):
+    task = TASKS[name]
+
+    def oracle(tokens):
+        """Right answers, wherever the same questions come from."""
+        for index in range(2):
+            known, targets = task.held_out(7, index)
+            if known.shape == tokens.shape and torch.equal(known, tokens):
+                return torch.nn.functional.one_hot(targets.clamp(min=0), task.vocabulary) * 100.0, None
+        raise AssertionError("unknown questions")
+
+    def uniform(tokens):
+        return torch.zeros(*tokens.shape, task.vocabulary), None
+
+    assert task.evaluate(oracle, seed=7, batches=2) == {"accuracy": 1.0, "loss": 0.0}
+    assert task.evaluate(uniform, seed=7, batches=2)["loss"] == pytest.approx(np.log(task.vocabulary))
+    assert task.loss(oracle, task.held_out(7, 0)) == 0
+    assert task.loss(uniform, task.batch(0, 0)).item() == pytest.approx(np.log(task.vocabulary))
+
+
+@pytest.mark.parametrize(("convention", "blank", "cue", "total"), [("minrnn", 15, 0, 56), ("s4", 0, 15, 62)])
+def test_selective_copying(convention, blank, cue, total):
+    tokens, targets = SelectiveCopying(50, 6, 16, 64, convention).batch(0, 0)
+    assert tokens.shape == (64, total)
+    assert (tokens[:, -6:] == cue).all() and (targets[:, :-6] == IGNORED).all()
+    for row, wanted in zip(tokens[:, :-6].tolist(), targets[:, -6:].tolist(), strict=True):
+        assert [token for token in row if token != blank] == wanted
+    assert set(targets[:, -6:].flatten().tolist()) == set(range(1, 15))
+    places = (tokens[:, :-6] != blank).sum(0)
+    assert (places > 0).all()  # everywhere, the last place included
+
+
+def test_making_questions_is_no_bottleneck():
+    task = SelectiveCopying()
+    begin = time.perf_counter()
+    tokens, _ = task.batch(0, 0)
+    assert tokens.shape == (64, 4112) and time.perf_counter() - begin < 0.1
+
+
+def modulo(moves):
+    place = 0
+    for move in moves:
+        place = (place + {0: -1, 1: 0, 2: 1}[move]) % 5
+    return place
+
+
+ANSWERS = {
+    "bucket_sort": sorted,
+    "cycle_navigation": lambda word: [modulo(word)],
+    "even_pairs": lambda word: [sum(a != b for a, b in itertools.pairwise(word)) % 2],
+    "majority": lambda word: [max(word, key=lambda symbol: (word.count(symbol), symbol))],
+    "majority_count": lambda word: [min(collections.Counter(word).most_common(1)[0][1], 63)],
+    "parity": lambda word: [sum(word) % 2],
+}
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_formal_languages(name, held_out):
+    task, empty = FormalLanguage(name, 16), LANGUAGES[name].symbols
+    lengths = set()
+    for step in range(40):
+        tokens, targets = (task.held_out if held_out else task.batch)(0, step)
+        length = int((targets[0] == IGNORED).sum()) + (0 if name == "bucket_sort" else 1)
+        for row, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
+            word = row[: row.index(empty)]
+            answers = [answer for answer in wanted if answer != IGNORED]
+            assert row[len(word) :] == [empty] * len(answers)
+            if name == "missing_duplicate":
+                # A word, and its beginning again: some length of the word makes it so, with the answer next.
+                halves = [n for n in range((len(word) + 1) // 2, len(word) + 1) if word[n:] == word[: len(word) - n]]
+                assert any(len(word) - n < n and word[len(word) - n] == answers[0] for n in halves)
+            else:
+                assert answers == ANSWERS[name](word)
+        lengths.add(length)
+    assert len(lengths) > 10
+
+
+def test_words_are_short_to_train_on_and_long_to_be_examined_by():
+    task = FormalLanguage("parity", 2)
+    trained = [task.batch(0, step)[0].shape[1] - 1 for step in range(300)]
+    examined = [task.held_out(0, step)[0].shape[1] - 1 for step in range(300)]
+    assert (min(trained), max(trained)) == (1, 40)
+    assert 40 <= min(examined) < 45 and 250 < max(examined) <= 256
+
+
+def evaluate(tokens):
+    """The value of a question, by a stack."""
+    stack = [[]]
+    for token in tokens:
+        if token < OPEN:
+            stack[-1].append(token)
+        elif token < CLOSE:
+            stack.append([OPERATIONS[token - OPEN]])
+        else:
+            name, *digits = stack.pop()
+            assert len(digits) >= 2
+            middle = sorted(digits)[(len(digits) - 1) // 2], sorted(digits)[len(digits) // 2]
+            stack[-1].append(
+                {"MIN": min(digits), "MAX": max(digits), "MED": sum(middle) // 2, "SM": sum(digits) % 10}[name]
+            )
+    ((answer,),) = stack
+    return answer
+
+
+def test_listops():
+    task, lengths, depths = ListOps(120, 20, 32), [], []
+    for step in range(10):
+        tokens, targets = task.batch(0, step)
+        for row, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
+            question = row[: row.index(PAD)] if PAD in row else row
+            assert wanted[len(question) - 1] == evaluate(question)
+            assert wanted.count(IGNORED) == len(row) - 1 and set(row[len(question) :]) <= {PAD}
+            lengths.append(len(question))
+            depths.append(max(np.cumsum([(OPEN <= t < CLOSE) - (t == CLOSE) for t in question])))
+    assert 20 <= min(lengths) < 30 and 100 < max(lengths) <= 120 and max(depths) > 3
+
+
+def test_listops_as_published_is_made_in_time():
+    begin = time.perf_counter()
+    tokens, _ = ListOps().batch(0, 0)
+    assert 500 <= tokens.shape[1] <= 2000 and time.perf_counter() - begin < 10
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: SelectiveCopying(4, 5), "tokens must be between 1 and length = 4, got 5"),
+        (lambda: SelectiveCopying(4, 2, 2), "vocabulary must be at least 3, got 2"),
+        (lambda: SelectiveCopying(4, 2, convention="x"), "convention must be one of .* got 'x'"),
+        (lambda: SelectiveCopying(4, 2, batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda: FormalLanguage("latin"), "language must be one of bucket_sort, .* got 'latin'"),
+        (lambda: FormalLanguage("parity", trained=(5, 4)), "trained must be"),
+        (lambda: ListOps(100, 100), "length must be at least shortest"),
+        (lambda: ListOps(depth=1), "depth and arguments must allow 500 tokens"),
+        (lambda: ListOps(arguments=1), "arguments must be at least 2, got 1"),
+    ],
+)
+def test_bad_arguments_are_named(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
