@@ -39,9 +39,9 @@ def test_tokens_and_answers_are_in_the_vocabulary(name):
         for step in range(20):
             tokens, targets = make(0, step)
             assert tokens.shape == targets.shape and tokens.dtype == targets.dtype == torch.int64
-            assert 0 <= tokens.min() and tokens.max() < TASKS[name].vocabulary
+            assert tokens.min() >= 0 and tokens.max() < TASKS[name].vocabulary
             wanted = targets[targets != IGNORED]
-            assert len(wanted) >= len(tokens) and 0 <= wanted.min() and wanted.max() < TASKS[name].vocabulary
+            assert len(wanted) >= len(tokens) and wanted.min() >= 0 and wanted.max() < TASKS[name].vocabulary
 
 
 @pytest.mark.parametrize("name", TASKS)
