@@ -1,4 +1,4 @@
-"""`minrnn bench`: the loops against nn.GRU and nn.LSTM, the arithmetic of the measuring, and the command end to end."""
+"""`minrnn bench`: the arithmetic of the measuring, and the command end to end."""
 
 import contextlib
 import io
@@ -10,29 +10,11 @@ import time
 
 import pytest
 import torch
-from torch import nn
 
 from minrnn.bench import facts, main, measure, memory, report, systems, table
-from minrnn.bench.systems import SYSTEMS, GRULoop, LSTMLoop, Products, Workload
+from minrnn.bench.systems import SYSTEMS, Products, Workload
 
 TINY = Workload(batch=2, length=5, input_size=3, hidden_size=4)
-
-
-@pytest.mark.parametrize(("loop", "library"), [(GRULoop, nn.GRU), (LSTMLoop, nn.LSTM)])
-@pytest.mark.parametrize("layers", [1, 2])
-def test_a_loop_is_the_library_layer(loop, library, layers):
-    ours, theirs = (kind(3, 4, layers, batch_first=True, dtype=torch.float64) for kind in (loop, library))
-    ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 7, 3, dtype=torch.float64, requires_grad=True)
-    y, _ = ours(x)
-    wanted, _ = theirs(x)
-    torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
-    gradient = torch.randn_like(y)
-    grads = torch.autograd.grad(y, [x, *ours.parameters()], gradient)
-    for ours_grad, their_grad in zip(
-        grads, torch.autograd.grad(wanted, [x, *theirs.parameters()], gradient), strict=True
-    ):
-        torch.testing.assert_close(ours_grad, their_grad, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if not system.mixes])
@@ -200,7 +182,7 @@ def test_every_system_has_a_style_of_its_own():
         ("--lengths 4 -1", "argument --lengths: "),
         ("--lengths 1.5", "argument --lengths: must be a whole number of at least 1, got '1.5'"),
         ("--dtype int8", "argument --dtype: invalid choice: 'int8'"),
-        ("--systems mamba", "argument --systems: invalid choice: 'mamba'"),
+        ("--systems nothing", "argument --systems: invalid choice: 'nothing'"),
         ("--rows cell", "--rows has no meaning without --table"),
         ("--table --hidden-size 3", "--hidden-size has no meaning with --table"),
         ("--table --rows nothing", "argument --rows: invalid choice: 'nothing'"),

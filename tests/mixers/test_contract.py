@@ -109,7 +109,7 @@ def test_sixteen_bits_keep_decays_in_float32(name, dtype):
     for parameter, asks in mixer.tuning().items():
         assert mixer.get_parameter(parameter).dtype == (torch.float32 if asks.keep_float32 else dtype)
     x = series(2, 40, dtype)
-    y, state = mixer(x)
+    y, _ = mixer(x)
     assert y.dtype == dtype and y.isfinite().all()
     y.float().sum().backward()
     assert x.grad.isfinite().all()
@@ -131,7 +131,7 @@ def test_autocast_gives_what_linear_gives(name):
     mixer, x = make(name, torch.float32), series(2, 30, torch.float32)
     wanted, _ = mixer(x)
     with torch.autocast("cpu", torch.bfloat16):
-        y, state = mixer(x)
+        y, _ = mixer(x)
         pieces, _ = chunked(mixer, x, None, [7, 1])
     assert y.dtype == torch.bfloat16
     scale = wanted.abs().max()

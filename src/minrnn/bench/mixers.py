@@ -22,8 +22,8 @@ MEMORY = ("mamba", "mambapy", "<=", 0.25)
 FAMILIES = {  # Okabe and Ito's colours
     "T": "#0072B2",
     "T log T": "#009E73",
-    "T²": "#D55E00",
-    "T, one after the other": "#CC79A7",
+    "T^2": "#D55E00",
+    "T, sequential": "#CC79A7",
 }
 MARKERS = "osD^v<>PX*hp"
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from minrnn.layers import MinGRU, MinLSTM
 from minrnn.mixers import MIXERS, make_mixer
+from minrnn.mixers.gated import CellLoop, GRULoop, LSTMLoop
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -58,37 +59,18 @@ class Workload:
         return torch.randn(self.batch, self.length, width, dtype=dtype)
 
 
-class GRULoop(nn.GRU):
-    """nn.GRU's parameters and equations, stepped in ordinary torch operations, as the paper timed it (batch first)."""
+class Loops(nn.Module):
+    """Layers of a step-by-step cell loop, as the paper timed it."""
 
-    def forward(self, input: Tensor) -> tuple[Tensor, None]:
-        for weight_ih, weight_hh, bias_ih, bias_hh in self.all_weights:
-            h, outputs = input.new_zeros(input.shape[0], self.hidden_size), []
-            for x in input.unbind(1):
-                r_x, z_x, n_x = nn.functional.linear(x, weight_ih, bias_ih).chunk(3, -1)
-                r_h, z_h, n_h = nn.functional.linear(h, weight_hh, bias_hh).chunk(3, -1)
-                r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
-                h = (1 - z) * torch.tanh(n_x + r * n_h) + z * h
-                outputs.append(h)
-            input = torch.stack(outputs, 1)
-        return input, None
+    def __init__(self, kind: type[CellLoop], load: Workload) -> None:
+        super().__init__()
+        widths = [load.input_size] + [load.hidden_size] * (load.layers - 1)
+        self.layers = nn.ModuleList(kind(width, load.hidden_size) for width in widths)
 
-
-class LSTMLoop(nn.LSTM):
-    """nn.LSTM's parameters and equations, stepped in ordinary torch operations, as the paper timed it (batch first)."""
-
-    def forward(self, input: Tensor) -> tuple[Tensor, None]:
-        for weight_ih, weight_hh, bias_ih, bias_hh in self.all_weights:
-            h, outputs = input.new_zeros(input.shape[0], self.hidden_size), []
-            c = h
-            for x in input.unbind(1):
-                gates = nn.functional.linear(x, weight_ih, bias_ih) + nn.functional.linear(h, weight_hh, bias_hh)
-                i, f, g, o = gates.chunk(4, -1)
-                c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-                h = torch.sigmoid(o) * torch.tanh(c)
-                outputs.append(h)
-            input = torch.stack(outputs, 1)
-        return input, None
+    def forward(self, input: Tensor) -> Tensor:
+        for layer in self.layers:
+            input, _ = layer(input)
+        return input
 
 
 class Products(nn.Module):
@@ -183,12 +165,12 @@ SYSTEMS: dict[str, System] = {
     "products-2H": System(lambda load: Products(load, 2)),
     "MinGRU": System(_torch_rnn(MinGRU), ("nn.GRU", "GRU-loop", "minGRU-pytorch"), "products-2H"),
     "nn.GRU": System(_torch_rnn(nn.GRU)),
-    "GRU-loop": System(_torch_rnn(GRULoop)),
+    "GRU-loop": System(partial(Loops, GRULoop)),
     "minGRU-pytorch": System(_mingru_pytorch, package="minGRU_pytorch"),
     "products-3H": System(lambda load: Products(load, 3)),
     "MinLSTM": System(_torch_rnn(MinLSTM), ("nn.LSTM", "LSTM-loop"), "products-3H"),
     "nn.LSTM": System(_torch_rnn(nn.LSTM)),
-    "LSTM-loop": System(_torch_rnn(LSTMLoop)),
+    "LSTM-loop": System(partial(Loops, LSTMLoop)),
     **{name: System(partial(_mixer, name), _OVER.get(name, ()), mixes=True) for name in MIXERS},
     "mambapy": System(_mambapy, package="mambapy", mixes=True),
     "transformers-mamba": System(_transformers_mamba, package="transformers", mixes=True),

@@ -119,7 +119,7 @@ def check_state(door: str, state: object, kind: type, **shapes: tuple[str, tuple
         shapes: for each field that is a tensor, its letters and its shape.
     """
     if not isinstance(state, kind):
-        raise ValueError(f"{door}: state must be a {kind.__name__} of an earlier call, got {type(state).__name__}")
+        raise ValueError(f"{door}: state must be of type {kind.__name__}, as calls give it, got {type(state).__name__}")
     for name, (letters, shape) in shapes.items():
         check_tensor(door, f"state.{name}", getattr(state, name))
         check_shape(door, f"state.{name}", getattr(state, name), letters, shape)

@@ -1,11 +1,21 @@
 """The table of mixers: what each is made from, and what usually surrounds it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from typing import Any, NamedTuple
 
+from minrnn.mixers.aaren import Aaren, AarenConfig
+from minrnn.mixers.attention import AttentionConfig, AttentionMixer
 from minrnn.mixers.contract import ALONE, Mixer, Place
+from minrnn.mixers.gated import GatedConfig, GRULoopMixer, GRUMixer, LSTMLoopMixer, LSTMMixer
+from minrnn.mixers.h3 import H3, H3Config
+from minrnn.mixers.hyena import Hyena, HyenaConfig
+from minrnn.mixers.inner import checked_config
+from minrnn.mixers.mamba import Mamba, MambaConfig
 from minrnn.mixers.minrnn import MinGRUConfig, MinGRUMixer, MinLSTMConfig, MinLSTMMixer
+from minrnn.mixers.mlstm import MLSTM, MLSTMConfig
+from minrnn.mixers.rwkv import RWKV4, RWKV4Config
+from minrnn.mixers.s4_block import PlainBlock, S4BlockConfig, S4DBlockConfig, S6BlockConfig
+from minrnn.mixers.slstm import SLSTM, SLSTMConfig
 
 
 class Usual(NamedTuple):
@@ -61,6 +71,126 @@ MIXERS: dict[str, Entry] = {
         "fused scan",
         "T",
     ),
+    "gru": Entry(
+        GRUMixer,
+        GatedConfig,
+        Usual(mlp=0.0, norm="layer"),
+        "h = (1-z) tanh(W x + r U h') + z h'",
+        "none: steps of nn.GRU",
+        "T, sequential",
+    ),
+    "lstm": Entry(
+        LSTMMixer,
+        GatedConfig,
+        Usual(mlp=0.0, norm="layer"),
+        "h = o tanh(c), c = f c' + i tanh(W x + U h')",
+        "none: steps of nn.LSTM",
+        "T, sequential",
+    ),
+    "gru_loop": Entry(
+        GRULoopMixer,
+        GatedConfig,
+        Usual(mlp=0.0, norm="layer"),
+        "h = (1-z) h' + z tanh(W [x, r h'])",
+        "none: a loop of cells",
+        "T, sequential",
+    ),
+    "lstm_loop": Entry(
+        LSTMLoopMixer,
+        GatedConfig,
+        Usual(mlp=0.0, norm="layer"),
+        "h = o tanh(c), c = f c' + i tanh(W [x, h'])",
+        "none: a loop of cells",
+        "T, sequential",
+    ),
+    "s4d": Entry(
+        PlainBlock,
+        S4DBlockConfig,
+        Usual(mlp=0.0, norm="layer"),
+        "h = exp(dt A) h' + B x, y = glu(W gelu(Re(C h) + D x)), A diagonal",
+        "FFT",
+        "T log T",
+    ),
+    "s4": Entry(
+        PlainBlock,
+        S4BlockConfig,
+        Usual(mlp=0.0, norm="layer"),
+        "h = A h' + B x, y = glu(W gelu(Re(C h) + D x)), A diagonal - P P*, bilinear",
+        "FFT",
+        "T log T",
+    ),
+    "s6": Entry(
+        PlainBlock,
+        S6BlockConfig,
+        Usual(mlp=0.0, norm="layer"),
+        "h = exp(dt A) h' + dt x B, y = glu(W gelu(h C + D x)); dt, B, C from x",
+        "fused scan",
+        "T",
+    ),
+    "mamba": Entry(
+        Mamba,
+        MambaConfig,
+        Usual(norm="rms"),
+        "y = silu(z) (h C + D u), h = exp(dt A) h' + dt u B; dt, B, C from u",
+        "fused scan",
+        "T",
+    ),
+    "h3": Entry(
+        H3,
+        H3Config,
+        Usual(mlp=4.0, mlp_kind="gelu", norm="layer"),
+        "y = q ssm(v shift(k))",
+        "FFT",
+        "T log T",
+    ),
+    "hyena": Entry(
+        Hyena,
+        HyenaConfig,
+        Usual(mlp=4.0, mlp_kind="gelu", norm="layer"),
+        "y = x0 (K * (x1 v)), K = window MLP(time)",
+        "FFT",
+        "T log T",
+    ),
+    "attention": Entry(
+        AttentionMixer,
+        AttentionConfig,
+        Usual(mlp=4.0, mlp_kind="gelu", norm="layer"),
+        "y = softmax(q K^T / sqrt(d)) V",
+        "matrix products",
+        "T^2",
+    ),
+    "aaren": Entry(
+        Aaren,
+        AarenConfig,
+        Usual(mlp=4.0, mlp_kind="gelu", norm="layer"),
+        "y = sum of e^s v / sum of e^s, s = q . k, q learned",
+        "fused scan",
+        "T",
+    ),
+    "rwkv4": Entry(
+        RWKV4,
+        RWKV4Config,
+        Usual(mlp=4.0, mlp_kind="channel_mix", norm="layer"),
+        "y = sigmoid(r) (sum of e^(k - w age) v / sum of e^(k - w age))",
+        "fused scan",
+        "T",
+    ),
+    "mlstm": Entry(
+        MLSTM,
+        MLSTMConfig,
+        Usual(mlp=0.0, norm="layer"),
+        "C = f C' + i k v^T, n = f n' + i k, y = C^T q / max(|n . q|, 1)",
+        "chunkwise",
+        "T",
+    ),
+    "slstm": Entry(
+        SLSTM,
+        SLSTMConfig,
+        Usual(mlp=1.3, mlp_kind="geglu", norm="layer"),
+        "h = o c / n, c = f c + e^i tanh(z), n = f n + e^i; i, f, z, o read h",
+        "fused loop",
+        "T, sequential",
+    ),
 }
 
 
@@ -74,17 +204,11 @@ def mixer_config(name: str, options: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: no mixer has this name, or it has not these options.
     """
-    if name not in MIXERS:
-        raise ValueError(f"mixer: name must be one of {', '.join(MIXERS)}, got {name!r}")
-    config = MIXERS[name].config
-    known = [field.name for field in fields(config)]
-    for option in options:
-        if option not in known:
-            raise ValueError(f"mixer: options of {name} must be among {', '.join(known)}, got {option!r}")
-    return config(**options)
+    return checked_config("mixer", MIXERS, name, options)
 
 
 def make_mixer(name: str, width: int, options: Mapping[str, Any], place: Place = ALONE) -> Mixer:
     """The mixer `name` with these `options` for a model of `width` channels, at its `place` in the stack; errors as in
     `mixer_config`."""
-    return MIXERS[name].module(width, mixer_config(name, options), place)
+    config = mixer_config(name, options)
+    return MIXERS[name].module(width, config, place)

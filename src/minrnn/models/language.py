@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from minrnn._shapes import check_tensor, shape_error
 from minrnn.mixers import Mixer, Tuning
+from minrnn.mixers.headwise import HeadwiseLinear
 from minrnn.models.block import Backbone
 from minrnn.models.config import LanguageModelConfig
 
@@ -79,7 +80,14 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
     Returns:
         Groups as torch.optim takes them.
     """
-    matrices = {id(part.weight) for part in model.modules() if isinstance(part, nn.Linear)}
+    matrices = {id(part.weight) for part in model.modules() if isinstance(part, (nn.Linear, HeadwiseLinear))}
+    matrices |= {
+        id(parameter)
+        for part in model.modules()
+        if isinstance(part, nn.RNNBase)
+        for name, parameter in part.named_parameters()
+        if name.startswith("weight")
+    }
     asked = {
         id(mixer.get_parameter(name)): tuning
         for mixer in model.modules()

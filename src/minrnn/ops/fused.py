@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+# The kernels by the names of their operators, for those who want to see what one calls.
+KERNELS: dict[str, Callable[..., Any]] = {}
+
 
 def fused(
     name: str,
@@ -84,6 +87,7 @@ def fused(
         ids = set(map(id, wanted))
         return (*(next(present) if id(x) in ids else None for x in args[:tensors]), *(None for _ in ctx.settings))
 
+    KERNELS[f"minrnn::{name}"], KERNELS[f"minrnn::{name}_backward"] = forward, run_backward
     torch.library.register_autograd(f"minrnn::{name}", differentiate, setup_context=setup_context)
 
     def call(*args: Any) -> tuple[Tensor, ...]:

@@ -78,6 +78,10 @@ def unavailable() -> str | None:
     return None if library else reason
 
 
+# A graph of torch.compile takes the answer as it is: it cannot trace the search for a library.
+unavailable._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def instruction_set() -> str | None:
     """The instruction set whose code is in use: "baseline", "avx2" or "avx512"; None without the library."""
     library, name = _load()

@@ -41,8 +41,6 @@ class ListOps(AnswerTask):
     have 500 to 2,000 tokens, 10 levels and 10 arguments.
     """
 
-    vocabulary = PAD + 1
-
     def __init__(
         self, length: int = 2000, shortest: int = 500, batch_size: int = 32, depth: int = 10, arguments: int = 10
     ) -> None:
@@ -55,6 +53,11 @@ class ListOps(AnswerTask):
         if _longest(depth, arguments) < shortest + arguments:
             raise ValueError(f"ListOps: depth and arguments must allow {shortest} tokens, got {depth} and {arguments}")
         self.length, self.shortest, self.depth, self.arguments = length, shortest, depth, arguments
+
+    @property
+    def vocabulary(self) -> int:
+        """Digits, opening brackets with their operations, the closing bracket, and padding."""
+        return PAD + 1
 
     def make(self, rng: np.random.Generator, *, held_out: bool) -> Questions:
         """Questions of random lengths, padded on the right to the longest of the batch."""

@@ -1,0 +1,195 @@
+"""The selective scan of S6: a recurrence whose decay and whose input and output maps depend on the input.
+
+B batch, T time, E channels, N state size per channel.
+"""
+
+import struct
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minrnn._shapes import accumulate_dtype, check_shape, check_tensor, shape_error
+from minrnn.ops import backends, native
+from minrnn.ops.fused import fused
+from minrnn.ops.scan import linear_scan
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    initial: Tensor | None = None,
+    *,
+    reset: Tensor | None = None,
+    bias: Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """h_t = exp(Δ_t A) ⊙ h_{t-1} + (Δ_t ⊙ u_t) B_tᵀ, y_t = h_t C_t + D ⊙ u_t, with h_t (E, N) for each sequence.
+
+    The states are never in memory for all t, neither forward nor backward, except in the plain PyTorch form, which
+    serves other devices, second derivatives and `torch.func`, in (B, T, E, N) numbers.
+
+    Args:
+        u: (B, T, E): float32, float64, bfloat16 or float16. This and all others may be of any of these dtypes: the scan
+            is computed in float64 where u is, else in float32.
+        delta: Δ, (B, T, E); with a bias, Δ = softplus(delta + bias).
+        A: (E, N). Below zero the state decays.
+        B: (B, T, N), the input map of each step, the same for all channels.
+        C: (B, T, N), the output map.
+        D: (E,), what of u goes past the state; nothing if None.
+        initial: h_{-1}, (B, E, N); zeros if None.
+        reset: bool (B, T). Where true, step t begins a new sequence from zeros, by selection, so that a NaN before ends
+            there, in values and in gradients.
+        bias: (E,), or None.
+        backend: "native", "parallel", plain PyTorch, or "reference", a loop over the steps; None takes the fastest for
+            the tensors' device.
+
+    Returns:
+        y, (B, T, E), in the dtype of u; and the last state, (B, E, N), float32 for 16-bit u.
+
+    Numerics: deterministic; on the native backend a result does not depend on the number of threads, nor that of a
+    sequence on its batch, bit by bit. There exp(Δ A) ends at the smallest and the largest power of two of the type.
+
+    Raises:
+        TypeError: an argument is not a tensor, or has another dtype than wanted.
+        ValueError: shapes do not agree, or the backend cannot serve.
+
+    Source: Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces" (2023), section 3.2; Δ B for
+    the discrete B as in its code.
+    """
+    door = "selective_scan"
+    check_tensor(door, "u", u)
+    if u.dim() != 3:
+        raise shape_error(door, "u", "(B, T, E)", "three dimensions", tuple(u.shape))
+    check_tensor(door, "A", A)
+    batch, time, width = u.shape
+    if A.dim() != 2 or len(A) != width:
+        raise shape_error(door, "A", "(E, N)", f"two dimensions, the first {width}", tuple(A.shape))
+    dtype, states = accumulate_dtype(u.dtype), A.shape[1]
+    D = u.new_zeros(width) if D is None else D
+    initial = u.new_zeros(batch, width, states, dtype=dtype) if initial is None else initial
+    shapes = {
+        "delta": (delta, "(B, T, E)", (batch, time, width)),
+        "B": (B, "(B, T, N)", (batch, time, states)),
+        "C": (C, "(B, T, N)", (batch, time, states)),
+        "D": (D, "(E,)", (width,)),
+        "initial": (initial, "(B, E, N)", (batch, width, states)),
+    }
+    if bias is not None:
+        shapes["bias"] = bias, "(E,)", (width,)
+    for name, (tensor, letters, wanted) in shapes.items():
+        check_tensor(door, name, tensor)
+        check_shape(door, name, tensor, letters, wanted)
+    for name, tensor in {"u": u, "A": A, **{name: row[0] for name, row in shapes.items()}}.items():
+        if not backends.supported(tensor.dtype, real=True):
+            raise TypeError(f"{door}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
+    if reset is not None:
+        check_tensor(door, "reset", reset)
+        check_shape(door, "reset", reset, "(B, T)", (batch, time))
+        if reset.dtype != torch.bool:
+            raise TypeError(f"{door}: reset must be torch.bool, got {reset.dtype}")
+    chosen = backends.choose(backends.forced(backend), u, door)
+    bias = None if bias is None else bias.to(dtype)
+    run = _fused if chosen == "native" else partial(_plain, backend=chosen)
+    args: tuple[Any, ...] = (*(x.to(dtype) for x in (u, delta, A, B, C, D, initial)), reset, bias)
+    y, last = run(*args)
+    return y.to(u.dtype), last
+
+
+def _plain(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    initial: Tensor,
+    reset: Tensor | None,
+    bias: Tensor | None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(y, last) by one linear scan over all E N numbers of state."""
+    delta = delta if bias is None else F.softplus(delta + bias)
+    decay, values = (delta[..., None] * A).exp(), (delta * u)[..., None] * B[:, :, None]
+    states = linear_scan(decay.flatten(2), values.flatten(2), initial.flatten(1), reset=reset, backend=backend)
+    states = states.view(decay.shape)
+    last = states[:, -1].clone() if u.shape[1] else initial.clone()
+    return (states * C[:, :, None]).sum(-1) + D * u, last
+
+
+# In the order of native/selective.c: struct selective, enum type, and the constants that say how it keeps states.
+_PACKED = struct.Struct("@4q2i22q")
+_TYPES = {torch.float32: 0, torch.float64: 1}
+_BLOCK, _VECTOR, _EVERY = 128, 16, 32
+
+
+def _blocks(width: int) -> tuple[int, int]:
+    """In how many blocks the channels are taken, and the memory of each in channels."""
+    most = -(-width // _BLOCK)
+    own = -(-width // max(most * _VECTOR, 1)) * _VECTOR
+    return -(-width // max(own, 1)), own
+
+
+def _call(name: str, inputs: tuple[Tensor | None, ...], out: tuple[Tensor, ...], *grads: Tensor) -> None:
+    u, rates = inputs[0], inputs[2]
+    assert u is not None and rates is not None, "these are always given"
+    threads = 1 if native._forked else torch.get_num_threads()
+    pointers = [0 if x is None else x.data_ptr() for x in (*inputs, *out, *grads)]
+    pointers += [0] * (22 - len(pointers))
+    if native.entry(name)(_PACKED.pack(*u.shape, rates.shape[1], _TYPES[u.dtype], threads, *pointers)):
+        raise MemoryError(f"selective_scan: no memory for some states of {tuple(rates.shape)}")
+
+
+def _results(u: Tensor, delta: Tensor, A: Tensor, B, C, D, initial: Tensor, reset, bias) -> tuple[Tensor, ...]:
+    """Memory for y, the last state, and the states that are kept for the way back."""
+    (batch, time, _), (blocks, own) = u.shape, _blocks(u.shape[2])
+    marks = u.new_empty(batch, blocks, -(-time // _EVERY), A.shape[1], own)
+    return u.new_empty(u.shape), u.new_empty(initial.shape), marks
+
+
+def _forward(*inputs: Any) -> tuple[Tensor, ...]:
+    inputs = tuple(None if x is None else x.contiguous() for x in inputs)
+    out = _results(*inputs)
+    _call("selective_forward", inputs, out)
+    return out
+
+
+def _backward(grads: tuple, inputs: tuple, out: tuple) -> tuple[Tensor | None, ...]:
+    inputs = tuple(None if x is None else x.contiguous() for x in inputs)
+    u, delta, A, B, C, D, initial, _, bias = inputs
+    given = [torch.zeros_like(x) if g is None else g.contiguous() for g, x in zip(grads[:2], out[:2], strict=True)]
+    found = [torch.empty_like(x) for x in (u, delta, initial)]
+    # What is summed over sequences or channels comes in parts, which are added up one after the other.
+    parts = [x.new_empty(len(u), *x.shape) for x in (A, D, D)]
+    parts += [x.new_empty(_blocks(len(A))[0], *x.shape) for x in (B, C)]
+    _call("selective_backward", inputs, out, *given, *found, *parts)
+    sums: list[Tensor] = []
+    for part in parts:
+        total = part.new_zeros(part.shape[1:])
+        for x in part.unbind():
+            total += x
+        sums.append(total)
+    grad_u, grad_delta, grad_initial = found
+    grad_a, grad_d, grad_bias, grad_b, grad_c = sums
+    return (
+        *(grad_u, grad_delta, grad_a, grad_b, grad_c, grad_d, grad_initial, None),
+        None if bias is None else grad_bias,
+    )
+
+
+_fused = fused(
+    "selective_scan",
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor initial, Tensor? reset, Tensor? bias",
+    returned=2,
+    kept=1,
+    forward=_forward,
+    fake=_results,
+    backward=_backward,
+    plain=_plain,
+)
