@@ -101,6 +101,63 @@ static void drive(int op, int type, int64_t B, int64_t T, int64_t H, int variant
     while (count) free(given[--count]);
 }
 
+/* The other ops: sizes, type, threads, and then the tensors, each contiguous and of so many numbers; a reset has bytes. */
+typedef struct {
+    int64_t sizes[5];
+    int64_t counts[40];
+    int reset, tensors, width;
+} layout;
+
+int wkv_forward(const void *), wkv_backward(const void *), selective_forward(const void *), selective_backward(const void *),
+    slstm_forward(const void *), slstm_backward(const void *);
+
+static void drive_layout(const layout *l, int type, int with_reset, int (*forward)(const void *), int (*backward)(const void *))
+{
+    struct {
+        int64_t sizes[4];
+        int32_t type, threads;
+        char *tensors[40];
+    } wide = {.type = type, .threads = 2};
+    memcpy(wide.sizes, l->sizes, sizeof wide.sizes);
+    for (int i = 0; i < l->tensors; i++) {
+        if (i != l->reset) wide.tensors[i] = numbers(type, 0, l->counts[i]);
+        else if (with_reset) {
+            wide.tensors[i] = malloc((size_t)l->counts[i] + 1);
+            for (int64_t j = 0; j < l->counts[i]; j++) wide.tensors[i][j] = next() % 9 == 0;
+        }
+    }
+    /* An op of three sizes has no fourth. */
+    const size_t head = (size_t)l->width * 8;
+    char packed[sizeof wide];
+    memcpy(packed, wide.sizes, head);
+    memcpy(packed + head, &wide.type, sizeof wide - sizeof wide.sizes);
+    if (forward(packed) || backward(packed)) exit(1);
+    for (int i = 0; i < l->tensors; i++) free(wide.tensors[i]);
+}
+
+#define COUNTS(...) .counts = {__VA_ARGS__}, .tensors = sizeof(int64_t[]){__VA_ARGS__} / 8
+
+static int drive_others(int64_t B, int64_t T, int64_t D)
+{
+    const int64_t x = B * T * D, h = B * D, m16 = B * ((T + 15) / 16) * 3 * D, m8 = B * ((T + 7) / 8) * 3 * D, N = 5, heads = D % 4 ? 1 : 4;
+    const int64_t blocks = D ? (D + 127) / 128 : 0, own = blocks ? ((D + blocks - 1) / blocks + 15) / 16 * 16 : 0;
+    const int64_t m32 = B * blocks * ((T + 31) / 32) * N * own, in = B * T * N, R = 4 * D * (D / heads);
+    const layout wkv = {.sizes = {B, T, D}, .width = 3, .reset = 7,
+                        COUNTS(x, x, D, D, h, h, h, B * T, x, h, h, h, m16, x, h, h, x, x, h, h, h, h)};
+    const layout selective = {.sizes = {B, T, D, N}, .width = 4, .reset = 7,
+                              COUNTS(x, x, D * N, in, in, D, h * N, B * T, D, x, h * N, m32, x, h * N, x, x, h * N, h * N, h, h, blocks * in,
+                                     blocks * in)};
+    const layout slstm = {.sizes = {B, T, D, heads}, .width = 4, .reset = 10,
+                          COUNTS(x, x, x, x, R, 4 * D, h, h, h, h, B * T, x, h, h, h, h, m8, R, x, h, h, h, x, x, x, x, R, 4 * h, h, h, h)};
+    for (int type = F32; type <= F64; type++)
+        for (int reset = 0; reset < 2; reset++) {
+            drive_layout(&wkv, type, reset, wkv_forward, wkv_backward);
+            drive_layout(&selective, type, reset, selective_forward, selective_backward);
+            drive_layout(&slstm, type, reset, slstm_forward, slstm_backward);
+        }
+    return 12;
+}
+
 int main(void)
 {
     static const int64_t shapes[][3] = {{1, 1, 1}, {3, 0, 5}, {2, 7, 16}, {2, 9, 100}, {1, 2, 530}, {20, 3, 17}, {1, 2 * CHUNK + 5, 1}};
@@ -110,6 +167,8 @@ int main(void)
             for (unsigned shape = 0; shape < sizeof shapes / sizeof *shapes; shape++)
                 for (int variant = 0; variant < 8; variant++, calls++)
                     drive(op, type, shapes[shape][0], shapes[shape][1], shapes[shape][2], variant);
+    static const int64_t others[][3] = {{1, 1, 1}, {3, 0, 5}, {2, 7, 16}, {2, 70, 100}, {1, 33, 260}, {11, 9, 12}};
+    for (unsigned i = 0; i < sizeof others / sizeof *others; i++) calls += drive_others(others[i][0], others[i][1], others[i][2]);
     printf("%d calls\n", calls);
     return 0;
 }
