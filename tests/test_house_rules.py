@@ -153,3 +153,23 @@ def test_the_readmes_figures_are_those_of_the_committed_runs():
         for run in (runs[key] for key in keys):
             assert f"{run['held_out']:.3f}" in readme
             assert f"{run['seconds']:.0f} s" in readme
+
+
+def test_the_readmes_mixers_are_those_of_the_table_and_of_the_committed_run():
+    from minrnn.info import mixers
+
+    (path,) = (ROOT / "benchmarks" / "results").glob("*-mixers.json")
+    result = json.loads(path.read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    points = {point["system"]: point for point in result["points"]}
+    rows = mixers()[1:]
+    assert len(rows) == 17
+    for name, *cells in rows:
+        point = points[name]
+        over = f"{point['over_limit']['median']:.2f}" if point["over_limit"] else "-"
+        measured = (f"{1e3 * point['seconds']['median']:.0f}", over, f"{point['peak_bytes'] / 1e6:.0f}")
+        cells = [cell.replace("|", "\\|") for cell in cells]
+        assert f"| `{name}` | {' | '.join((*cells, *measured))} | {point['parameters']:,} |" in readme
+    for line in result["lines"]:
+        sign = line["sign"].replace("<=", "≤").replace(">=", "≥")
+        assert f"| {line['measure']} | {sign} {line['bound']:g} | {line['came']['median']:.3g} |" in readme

@@ -211,7 +211,7 @@ def test_a_state_of_another_batch_is_refused():
         (ValueError, "mlp must be at least 0, got inf", {"mlp": math.inf}),
         (ValueError, r"mlp \* width must be below 2\*\*63, got 1e\+308 \* 128", {"mlp": 1e308}),
         (ValueError, r"dropout must be in \[0, 1\), got 1", {"dropout": 1}),
-        (ValueError, "one of mingru, minlstm, got 'gru'", {"mixer": "gru"}),
+        (ValueError, "one of mingru, minlstm, .* got 'rnn'", {"mixer": "rnn"}),
         (ValueError, "options of mingru must be among .* got 'expand'", {"mixer_options": {"expand": 2}}),
         (TypeError, "width must be of type int, got 8.0", {"width": 8.0}),
         (TypeError, "mixer_options must be of type dict, got None", {"mixer_options": None}),

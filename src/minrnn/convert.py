@@ -55,9 +55,11 @@ def _depth(key: str) -> int:
 
 def _layer(weights: Mapping[str, Tensor], key: str, blocks: tuple[str, ...]) -> tuple[MinGRU, dict[str, Tensor]]:
     weight, bias = weights[key], weights.get(key.removesuffix("weight") + "bias")
-    if weight.dim() != 2 or len(weight) % len(blocks):
+    inputs = "H" if "highway" in blocks else "D"  # the highway is as wide as what it passes by
+    if weight.dim() != 2 or len(weight) % len(blocks) or (inputs == "H" and len(weight) != 3 * weight.shape[1]):
         raise ValueError(
-            f"convert_mingru: {key} must be ({len(blocks)}H, D) for {', '.join(blocks)}, got {tuple(weight.shape)}"
+            f"convert_mingru: {key} must be ({len(blocks)}H, {inputs}) for {', '.join(blocks)}, "
+            f"got {tuple(weight.shape)}"
         )
     rows = dict(zip(blocks, weight.detach().chunk(len(blocks)), strict=True))
     rest = {"highway": rows["highway"].clone()} if "highway" in rows else {}

@@ -203,7 +203,7 @@ def test_bad_arguments_are_named():
         (TypeError, "x must be", (x.tolist(), None, None)),
         (ValueError, "reset must be", (x, None, reset.T)),
         (TypeError, "reset must be", (x, None, reset.long())),
-        (ValueError, "state must be a AarenState .*got Tensor", (x, state.average, None)),
+        (ValueError, "state must be of type AarenState,.*got Tensor", (x, state.average, None)),
         (ValueError, r"state.average must be \(B, D\)", (x, mixer.initial_state(3), None)),
         (ValueError, r"state.max must be \(B, H\)", (x, state._replace(max=state.max[:, 1:]), None)),
         (TypeError, "state.weight must be", (x, state._replace(weight=None), None)),

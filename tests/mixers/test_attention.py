@@ -233,7 +233,7 @@ def test_learned_positions_end_and_others_do_not():
         (ValueError, "state.keys must be", lambda s: s._replace(keys=s.keys[..., 1:])),
         (ValueError, "state.keys must be", lambda s: s._replace(keys=s.keys[0, 0])),
         (ValueError, "state.values must be", lambda s: s._replace(values=s.values[:, :, 1:])),
-        (ValueError, "state must be a AttentionState of an earlier call, got tuple", tuple),
+        (ValueError, "state must be of type AttentionState, .*got tuple", tuple),
         (TypeError, "state.keys must be a torch.Tensor, got list", lambda s: s._replace(keys=[])),
         (TypeError, "state.length must be a torch.Tensor, got int", lambda s: s._replace(length=3)),
     ],

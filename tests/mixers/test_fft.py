@@ -6,6 +6,7 @@ import torch
 from conftest import assert_close
 from minrnn.mixers.segments import FEW, Joined, segments
 from minrnn.ops import fft, long_conv
+from minrnn.ops.sequences import Sequences
 from parity import compare
 
 D = 3
@@ -88,9 +89,9 @@ def test_padding_at_most_doubles_the_work():
         torch.arange(8)[:, None].expand(8, 200) > 0,  # one long sequence among many of a step
         torch.zeros(8, 200, dtype=torch.bool),
     ):
-        groups = list(fft._sequences(reset))
-        assert sum(there.numel() for _, there in groups) < 2 * reset.numel()
-        assert sorted(torch.cat([index[there] for index, there in groups]).tolist()) == list(range(reset.numel()))
+        groups = list(Sequences(reset).groups())
+        assert sum(there.numel() for _, _, there in groups) < 2 * reset.numel()
+        assert sorted(torch.cat([index[there] for _, index, there in groups]).tolist()) == list(range(reset.numel()))
 
 
 def test_second_derivatives_and_transforms():

@@ -124,6 +124,24 @@ def test_recurrence_differentiates_twice_and_under_transforms():
     assert_close(torch.vmap(row)(*inputs), mlstm(*inputs)[0], torch.float64)
 
 
+def test_autocast_does_not_reach_its_second_derivative():
+    inputs = operands(70, begun=True, dtype=torch.float32)
+    total = mlstm(*inputs)[0].square().sum()
+    wanted = torch.autograd.grad(total, inputs, retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(total, inputs, create_graph=True)
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm()
+
+
+@pytest.mark.parametrize("time", [1, 70])
+def test_the_operator_keeps_its_promises(time):
+    inputs = operands(time, begun=True)
+    inputs[5], inputs[6] = (x.detach().transpose(1, -1).contiguous().transpose(1, -1) for x in inputs[5:7])
+    for reset in (None, torch.rand(B, time) < 0.2):
+        torch.library.opcheck(torch.ops.minrnn.mlstm.default, (*inputs, reset))
+
+
 @pytest.mark.parametrize("shift", [-300.0, 300.0])
 def test_gates_of_any_size_are_finite(shift):
     inputs = operands(70, begun=False, dtype=torch.float32)
@@ -302,7 +320,7 @@ def test_bad_options_are_named(options, match):
     ("error", "match", "change"),
     [
         (ValueError, "MLSTM: x must be", lambda x, state: (x[..., 1:], None)),
-        (ValueError, "MLSTM: state must be a MLSTMState", lambda x, state: (x, tuple(state))),
+        (ValueError, "MLSTM: state must be of type MLSTMState,.*got tuple", lambda x, state: (x, tuple(state))),
         (ValueError, "MLSTM: state.conv must be", lambda x, state: (x, state._replace(conv=state.conv[1:]))),
         (ValueError, "MLSTM: state.matrix must be", lambda x, state: (x, state._replace(matrix=state.matrix[:1]))),
         (ValueError, "MLSTM: state.normalizer must be", lambda x, state: (x, state._replace(normalizer=state.level))),

@@ -241,7 +241,7 @@ def test_bad_states_are_named():
     mixer, x = make(RWKV4), series(2, 3)
     state = mixer.initial_state(2)
     for error, match, given in (
-        (ValueError, "state must be a RWKV4State .*got Tensor", state.previous),
+        (ValueError, "state must be of type RWKV4State,.*got Tensor", state.previous),
         (ValueError, r"state.previous must be \(B, D\)", mixer.initial_state(3)),
         (ValueError, r"state.weight must be \(B, D\)", state._replace(weight=state.weight[:, 1:])),
         (TypeError, "state.max must be", state._replace(max=None)),

@@ -160,6 +160,30 @@ def test_a_state_is_of_the_parameters_and_the_inputs_of_its_call(row):
     assert_close(state.tensor, expected, torch.float64)
 
 
+@pytest.mark.parametrize("row", LAYERS)
+def test_a_state_looked_at_in_inference_mode_keeps_its_graph(row):
+    mixer, x = make(row), series(2, 50)
+    expected, looked_at = mixer(x), mixer(x)
+    with torch.inference_mode():
+        assert looked_at[1].tensor.isfinite().all()
+    inputs = [x, *mixer.parameters()]
+    compare(mixer(x, looked_at[1]), mixer(x, expected[1]), inputs, x.dtype)
+    compare(looked_at, expected, inputs, x.dtype)
+
+
+@pytest.mark.parametrize("row", LAYERS)
+def test_compiled_as_one_graph(row):
+    mixer, x = make(row), series(2, 40)
+    torch.compiler.reset()
+    compiled = torch.compile(mixer, backend="aot_eager", fullgraph=True)
+    inputs = [x, *mixer.parameters()]
+    compare(compiled(x), mixer(x), inputs, x.dtype)
+    compare(compiled(x, compiled(x)[1]), mixer(x, mixer(x)[1]), inputs, x.dtype)
+    with torch.no_grad():  # a state of the layer as it is, formed
+        state = tree_map(lambda s: s, mixer(x)[1])
+        assert_close(compiled(x[:, :1], state)[0], mixer(x[:, :1], state)[0], x.dtype)
+
+
 @pytest.mark.parametrize("row", ROWS)
 def test_16_bits(row):
     mixer, x = make(row, torch.bfloat16), series(2, 50, torch.bfloat16)
@@ -213,7 +237,7 @@ def test_the_block_goes_around_any_inner_layer(name):
     torch.manual_seed(0)
     block, x = PlainBlock(D, S4BlockConfig(name)).double(), series(2, 9)
     check_chunks(block, x, None, list(block.parameters()))
-    with pytest.raises(ValueError, match=rf"PlainBlock: {type(block.inner).__name__}: x must be .*got"):
+    with pytest.raises(ValueError, match=rf"^{type(block.inner).__name__}: x must be .*got"):
         block(x[..., 1:])
 
 
@@ -226,6 +250,12 @@ def test_the_block_goes_around_any_inner_layer(name):
         (TypeError, "x must be", lambda x, state, reset: (x.tolist(), None, None)),
         (ValueError, "state must be", lambda x, state, reset: (x, tree_map(lambda s: s[1:], state), None)),
         (ValueError, "state must be", lambda x, state, reset: (x, tree_map(lambda s: s[..., 1:], state), None)),
+        (ValueError, "state must be torch.complex128,", lambda x, state, reset: (x, tree_map(torch.real, state), None)),
+        (
+            ValueError,
+            "state must be torch.complex128,",
+            lambda x, state, reset: (x, tree_map(lambda s: s.to(torch.complex64), state), None),
+        ),
         (ValueError, "state must be", lambda x, state, reset: (x, state.tensor, None)),
         (ValueError, "state must be", lambda x, state, reset: (x, (state,), None)),
         (TypeError, "state must be", lambda x, state, reset: (x, tree_map(lambda s: s.tolist(), state), None)),

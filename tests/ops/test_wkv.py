@@ -178,6 +178,17 @@ def test_second_derivatives_and_transforms(backend):
     assert_close(whole, torch.autograd.grad(run(*inputs)[0].square().sum(), args[0])[0], torch.float64)
 
 
+def test_second_derivatives_of_arguments_that_are_one_or_made_from_each_other(backend):
+    (keys, _, decay, _), _ = arguments(2, 5, 3)
+    for values in (keys, keys.sin()):
+        y, _ = wkv(keys, values, decay, decay)
+        wanted = torch.autograd.grad(y.square().sum(), (keys, decay), retain_graph=True)
+        found = torch.autograd.grad(y.square().sum(), (keys, decay), create_graph=True)
+        for a, b in zip(found, wanted, strict=True):
+            assert_close(a, b, keys.dtype)
+    assert torch.autograd.gradgradcheck(lambda keys, decay: wkv(keys, keys.sin(), decay, decay)[0], (keys, decay))
+
+
 @pytest.mark.skipif("native" not in BACKENDS, reason="the native backend is not under test")
 def test_the_operator_keeps_its_promises():
     args, initial = arguments(2, 18, 3)
@@ -198,6 +209,12 @@ def test_the_operator_keeps_its_promises():
         (TypeError, "values must have the dtype of keys", {"values": torch.zeros(2, 4, 3).double()}),
         (ValueError, r"decay must be \(D,\)", {"decay": torch.zeros(2)}),
         (TypeError, "bonus must be a torch.Tensor", {"bonus": 0.0}),
+        (TypeError, "decay must be float32.*got torch.int64", {"decay": torch.zeros(3, dtype=torch.int64)}),
+        (
+            TypeError,
+            "initial.weight must be float32.*got torch.complex64",
+            {"initial": WKVState(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.complex64), torch.zeros(2, 3))},
+        ),
         (
             ValueError,
             r"initial.weight must be \(B, D\)",

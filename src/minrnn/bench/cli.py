@@ -48,20 +48,18 @@ def main(argv: list[str] | None = None) -> int:
         if SYSTEMS[name].mixes != as_mixers:
             parser.error(f"argument --systems: {name} is compared {'without' if as_mixers else 'with'} --mixers")
     fields = ("batch", "input_size", "hidden_size", "layers", "dtype", "first_layer")
-    lengths = tuple(given.get("lengths", (mixers.WORKLOAD.length,) if as_mixers else DEFAULT_LENGTHS))
+    lengths = tuple(given.get("lengths", mixers.LENGTHS if as_mixers else DEFAULT_LENGTHS))
     default = mixers.WORKLOAD if as_mixers else Workload()
     load = dataclasses.replace(default, **{name: given[name] for name in fields if name in given})
     if as_mixers and (load.input_size != load.hidden_size or load.layers != 1):
         parser.error("a mixer has one layer, and --hidden-size is its --input-size")
     plan = sweep.Sweep(load, lengths, tuple(names), repeats)
-    stem = (
-        directory
-        / f"{facts.machine()}{'-mixers' if as_mixers else ''}{'' if as_mixers and len(lengths) == 1 else '-lengths'}"
-    )
+    as_growth = "lengths" in given or not as_mixers
+    stem = directory / f"{facts.machine()}{'-mixers' if as_mixers else ''}{'-lengths' if as_growth else ''}"
     result = sweep.run(plan, stem.with_suffix(".json"))
-    kept = not (as_mixers and mixers.of_workload(plan)) or mixers.show(mixers.promises(result))
+    kept = not (as_mixers and mixers.of_workload(plan)) or mixers.judge(result, stem.with_suffix(".json"))
     report.say(f"wrote {stem.with_suffix('.json')}")
-    if as_mixers and len(lengths) == 1:
+    if not as_growth:
         return 0 if kept else 1
     if importlib.util.find_spec("matplotlib"):
         draw = mixers.draw if as_mixers else report.draw

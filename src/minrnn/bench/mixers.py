@@ -1,16 +1,22 @@
 """`minrnn bench --mixers`: every system of the comparison side by side, what is promised of them, and how their cost
 grows with the length."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from minrnn.bench.measure import Summary
-from minrnn.bench.report import say
+from minrnn.bench.report import say, write_json
 from minrnn.bench.sweep import Sweep
 from minrnn.bench.systems import SYSTEMS, Workload
 from minrnn.bench.table import Line
 from minrnn.mixers import MIXERS
 
 WORKLOAD = Workload(batch=8, length=2048, input_size=256, hidden_size=256)
+LENGTHS = (
+    128,
+    256,
+    WORKLOAD.length,
+)  # from the first two follows what a system that is too slow would take at the last
 LOOPS = ("gru", "lstm", "gru_loop", "lstm_loop", "slstm")  # sequential: no products of theirs could be a limit
 SPEEDS = (  # time of the first over the second
     ("mambapy", "mamba", ">=", 3),
@@ -34,22 +40,31 @@ def names() -> list[str]:
 
 
 def promises(result: dict) -> list[Line]:
-    """What is promised at `WORKLOAD`, and what came, of a result of `sweep.run` that measured it."""
-    points = {point["system"]: point for point in result["points"] if point["length"] == WORKLOAD.length}
+    """What is promised at `WORKLOAD`, and what came, of a result of `sweep.run` that measured it.
+
+    Where a peer is so slow that it was left out there, its ratio is that of the longest series that it could do.
+    """
+    points = {(point["system"], point["length"]): point for point in result["points"]}
+    lengths = sorted(length for length in result["settings"]["lengths"] if length <= WORKLOAD.length)
+    shape = "({}, {}, {})".format(WORKLOAD.batch, "{}", WORKLOAD.hidden_size)
     lines = []
     for above, below, sign, bound in SPEEDS:
-        if below in points and above in points[below]["speedup_over"]:
-            medians = {name: points[name]["seconds"]["median"] for name in (above, below)}
-            came = Summary(**points[below]["speedup_over"][above])
-            lines.append(Line(f"{above} / {below}", sign, bound, came, medians))
+        both = [length for length in lengths if above in points.get((below, length), {}).get("speedup_over", {})]
+        if both:
+            medians = {name: points[name, both[-1]]["seconds"]["median"] for name in (above, below)}
+            came = Summary(**points[below, both[-1]]["speedup_over"][above])
+            lines.append(Line(f"{above} / {below} at {shape.format(both[-1])}", sign, bound, came, medians))
+    at_length = {name: point for (name, length), point in points.items() if length == WORKLOAD.length}
     above, below, sign, bound = MEMORY
-    peaks = {name: points[name]["peak_bytes"] for name in (above, below) if name in points}
+    peaks = {name: at_length[name]["peak_bytes"] for name in (above, below) if name in at_length}
     if len(peaks) == 2 and all(peaks.values()):
         came = Summary.of([peaks[above] / peaks[below]])
-        lines.append(Line(f"peak memory, {above} / {below}", sign, bound, came, peaks))
+        lines.append(
+            Line(f"peak memory, {above} / {below} at {shape.format(WORKLOAD.length)}", sign, bound, came, peaks)
+        )
     for name in MIXERS:
-        if name in points and name not in LOOPS and (over := points[name]["over_limit"]):
-            medians = {name: points[name]["seconds"]["median"]}
+        if name in at_length and name not in LOOPS and (over := at_length[name]["over_limit"]):
+            medians = {name: at_length[name]["seconds"]["median"]}
             lines.append(Line(f"{name} / its own products", "<=", 3, Summary(**over), medians))
     return lines
 
@@ -61,10 +76,12 @@ def of_workload(sweep: Sweep) -> bool:
     )
 
 
-def show(lines: list[Line]) -> bool:
-    """Print what is promised and what came; whether all of it holds."""
+def judge(result: dict, path: Path) -> bool:
+    """Print what is promised and what came, add it to the result's file; whether all of it holds."""
+    lines = promises(result)
     for line in lines:
         say(str(line))
+    write_json(path, {**result, "lines": [asdict(line) for line in lines]})
     return all(line.met for line in lines)
 
 

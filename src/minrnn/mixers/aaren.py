@@ -90,11 +90,19 @@ class Aaren(Mixer):
     ) -> tuple[Tensor, AarenState]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
         door, width, heads = type(self).__name__, len(self.token), self.heads
-        check_series(door, x, width, reset)
+        check_series(door, x, width, reset, self.value.weight)
         if state is None:
             state = self.initial_state(len(x))
         per_head = "(B, H)", (len(x), heads)
-        check_state(door, state, AarenState, average=("(B, D)", (len(x), width)), weight=per_head, max=per_head)
+        check_state(
+            door,
+            state,
+            AarenState,
+            self.value.weight,
+            average=("(B, D)", (len(x), width)),
+            weight=per_head,
+            max=per_head,
+        )
         values, each = self.value(x), width // heads
         scores = self._scores(x)
         still = scores.new_zeros(width)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from minrnn._shapes import accumulate_dtype, check_tensor
 from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types
+from minrnn.ops.sequences import Sequences
 
 POSITIONS = ("learned", "rotary", "none")
 ROTARY_BASE = 10000.0
@@ -116,7 +117,7 @@ class AttentionMixer(Mixer):
         Raises:
             ValueError: a sequence is longer than the table of learned positions.
         """
-        check_series(type(self).__name__, x, self.width, reset)
+        check_series(type(self).__name__, x, self.width, reset, self.input.weight)
         state = self.initial_state(len(x)) if state is None else self._checked(state, len(x))
         steps = torch.arange(x.shape[1], device=x.device)
         positions = state.length[:, None] + steps
@@ -177,28 +178,17 @@ class AttentionMixer(Mixer):
 
         A mask would not do: to what it hides it gives the weight 0, and 0 · NaN is NaN.
         """
-        batch, time = reset.shape
-        begins = reset.clone()
-        begins[:, 0] = True
-        starts = begins.flatten().nonzero()[:, 0]
-        lengths = starts.diff(append=starts.new_tensor([batch * time]))
-        # Batches by the number of bits of length - 1, so that padding at most doubles a sequence; -1 is for those that
-        # go on from the cache.
-        bits = torch.frexp((lengths - 1).float()).exponent
-        bits = bits.masked_fill(~reset.flatten()[starts] & (state.keys.shape[2] > 0), -1)
-        rows, outputs = [], []
-        for size in bits.unique().tolist():
-            begin, long = starts[bits == size, None], lengths[bits == size, None]
-            steps = torch.arange(int(long.max()), device=q.device)
-            inside, step = steps < long, begin + steps
-            there = step.clamp(max=batch * time - 1)
-            q_here, k_here, v_here = (each.flatten(0, 1)[there].where(inside[..., None, None], 0) for each in (q, k, v))
-            row = begin[:, 0] // time
-            before = AttentionState(*(each[row] for each in state)) if size < 0 else self.initial_state(len(row))
+        sequences, steps, outputs = Sequences(reset), [], []
+        cached = sequences.continues & (state.keys.shape[2] > 0)
+        for which, index, there in sequences.groups(apart=cached):
+            q_here, k_here, v_here = (each.flatten(0, 1)[index].where(there[..., None, None], 0) for each in (q, k, v))
+            row = sequences.row[which]
+            goes_on = bool(cached[which].any())
+            before = AttentionState(*(each[row] for each in state)) if goes_on else self.initial_state(len(row))
             y, _ = self._continued(q_here, k_here, v_here, before)
-            rows.append(step[inside])
-            outputs.append(y[inside])
-        y = torch.cat(outputs)[torch.cat(rows).argsort()].view_as(q)
+            steps.append(index[there])
+            outputs.append(y[there])
+        y = torch.cat(outputs)[torch.cat(steps).argsort()].view_as(q)
         kept = int(length.max())
         alive = (torch.arange(-kept, 0, device=q.device) >= -length[:, None])[:, None, :, None]
         k, v = (
@@ -210,12 +200,12 @@ class AttentionMixer(Mixer):
     def _checked(self, state: object, batch: int) -> AttentionState:
         """A caller's state."""
         door = type(self).__name__
-        check_state(door, state, AttentionState, length=("(B,)", (batch,)))
+        check_state(door, state, AttentionState, self.input.weight, length=("(B,)", (batch,), torch.int64))
         state = cast(AttentionState, state)
         check_tensor(door, "state.keys", state.keys)
         shape = (batch, self.heads, *state.keys.shape[2:3], self.width // self.heads)
         letters = "(B, heads, t, D / heads)"
-        check_state(door, state, AttentionState, keys=(letters, shape), values=(letters, shape))
+        check_state(door, state, AttentionState, self.input.weight, keys=(letters, shape), values=(letters, shape))
         return state
 
     def initial_state(self, batch_size: int) -> AttentionState:

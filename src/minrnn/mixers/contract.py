@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from minrnn._shapes import check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_shape, check_tensor, shape_error
 
 
 class Place(NamedTuple):
@@ -97,11 +97,23 @@ class Mixer(nn.Module, ABC):
         """Numbers in the state of one sequence; None where they grow with its length."""
 
 
-def check_series(door: str, x: Tensor, width: int, reset: Tensor | None) -> None:
-    """Raise TypeError or ValueError unless x is (B, T, width) and `reset`, if given, bool (B, T)."""
+def check_series(door: str, x: Tensor, width: int, reset: Tensor | None, like: Tensor, *, wide: bool = False) -> None:
+    """Raise TypeError or ValueError unless x is (B, T, width) and `reset`, if given, bool (B, T).
+
+    Args:
+        door: the mixer.
+        x: what its caller gave.
+        width: D.
+        reset: what its caller gave.
+        like: a weight; x must have its dtype, or under autocast any floating one.
+        wide: the weights of a 16-bit model are float32 here.
+    """
     check_tensor(door, "x", x)
     if x.dim() != 3 or x.shape[2] != width:
         raise shape_error(door, "x", "(B, T, D)", f"three dimensions, the last {width}", tuple(x.shape))
+    dtype = accumulate_dtype(x.dtype) if wide else x.dtype
+    if dtype != like.dtype and not (x.is_floating_point() and autocasts(x.device.type)):
+        raise ValueError(f"{door}: x must be {like.dtype} as the weights are, got {x.dtype}")
     if reset is not None:
         check_tensor(door, "reset", reset)
         check_shape(door, "reset", reset, "(B, T)", tuple(x.shape[:2]))
@@ -109,20 +121,47 @@ def check_series(door: str, x: Tensor, width: int, reset: Tensor | None) -> None
             raise TypeError(f"{door}: reset must be torch.bool, got {reset.dtype}")
 
 
-def check_state(door: str, state: object, kind: type, **shapes: tuple[str, tuple[int, ...]]) -> None:
-    """Raise ValueError unless `state` is of the NamedTuple `kind` and its fields have the shapes that a call needs.
+def check_state_tensor(
+    door: str, name: str, tensor: Tensor, like: Tensor, letters: str, shape: tuple[int, ...], dtype: Any = None
+) -> None:
+    """Raise TypeError or ValueError unless `tensor` is what a state holds under this name.
+
+    Args:
+        door: the mixer.
+        name: of the tensor, for people.
+        tensor: what the caller gave.
+        like: a weight, whose dtype says in what states are kept; 16-bit parts of a 16-bit model's state are right, too.
+        letters: of its shape.
+        shape: that it must have.
+        dtype: that it must have, if not a floating one.
+    """
+    check_tensor(door, name, tensor)
+    check_shape(door, name, tensor, letters, shape)
+    wanted = dtype or accumulate_dtype(like.dtype)
+    if accumulate_dtype(tensor.dtype) != wanted:
+        raise ValueError(f"{door}: {name} must be {wanted}, got {tensor.dtype}")
+
+
+def check_state(door: str, state: object, kind: type, like: Tensor | None = None, **fields: tuple) -> None:
+    """Raise TypeError or ValueError unless `state` is of the class `kind` and these fields of it are right.
 
     Args:
         door: the mixer.
         state: what its caller gave.
         kind: of the states of this mixer.
-        shapes: for each field that is a tensor, its letters and its shape.
+        like: a weight; see `check_state_tensor`.
+        fields: by the names of tensors in it, their letters, their shape and, if not a floating one, their dtype.
     """
     if not isinstance(state, kind):
         raise ValueError(f"{door}: state must be of type {kind.__name__}, as calls give it, got {type(state).__name__}")
-    for name, (letters, shape) in shapes.items():
-        check_tensor(door, f"state.{name}", getattr(state, name))
-        check_shape(door, f"state.{name}", getattr(state, name), letters, shape)
+    for name, wanted in fields.items():
+        assert like is not None, "tensors of a state are compared with a weight"
+        check_state_tensor(door, f"state.{name}", getattr(state, name), like, *wanted)
+
+
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for this kind of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def detach_state(state: Any) -> Any:

@@ -4,19 +4,17 @@ B batch, T time, D model width, K kernel size.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minrnn._shapes import check_shape, check_tensor
-from minrnn.mixers.contract import Mixer, check_series
+from minrnn.mixers.contract import Mixer, check_series, check_state_tensor
+from minrnn.ops import short_conv
 
 
 class DepthwiseConv(Mixer):
     """y_t = b + sum over k of w_k ⊙ x_{t-K+1+k}, k = 0 ... K-1: each channel along time.
 
     Zeros stand before the beginning of a sequence. The state is the last K-1 inputs, (B, K-1, D), zeros for those that
-    a reset has cut off. (As a sum of shifted products it is faster on CPUs than a grouped convolution.) It begins as
-    nn.Conv1d does.
+    a reset has cut off. It begins as nn.Conv1d does.
 
     Args:
         width: D.
@@ -33,26 +31,14 @@ class DepthwiseConv(Mixer):
 
     def forward(self, x: Tensor, state: Tensor | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        door, past = type(self).__name__, self.kernel - 1
-        check_series(door, x, self.width, reset)
-        batch, time, _ = x.shape
+        door = type(self).__name__
+        check_series(door, x, self.width, reset, self.weight)
         if state is None:
-            state = self.initial_state(batch)
+            state = self.initial_state(len(x))
         else:
-            check_tensor(door, "state", state)
-            check_shape(door, "state", state, "(B, K-1, D)", (batch, past, self.width))
-        inputs = torch.cat([state, x], 1)
-        # Which sequence an input belongs to, counted by the resets: only inputs of the same one meet.
-        count = None if reset is None else F.pad(reset.long(), (past, 0)).cumsum(1)
-
-        def seen(start: int, stop: int, here: slice) -> Tensor:
-            if count is None:
-                return inputs[:, start:stop]
-            return inputs[:, start:stop].where((count[:, start:stop] == count[:, here])[..., None], 0)
-
-        mixed = sum(seen(k, k + time, slice(past, None)) * self.weight[k] for k in range(self.kernel))
-        mixed = mixed if self.bias is None else mixed + self.bias
-        return mixed, seen(time, time + past, slice(-1, None)).clone()
+            past = (len(x), self.kernel - 1, self.width)
+            check_state_tensor(door, "state", state, self.weight, "(B, K-1, D)", past)
+        return short_conv(x, self.weight, self.bias, state, reset)
 
     def initial_state(self, batch_size: int) -> Tensor:
         """Zeros, (batch_size, K-1, D)."""

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from minrnn._shapes import accumulate_dtype
-from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, autocasts, check_series, check_state, check_types
+from minrnn.ops.sequences import Sequences
 
 
 @dataclass(frozen=True)
@@ -155,11 +156,12 @@ class GatedMixer(Mixer):
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
         door, shape = type(self).__name__, (len(x), self.hidden)
-        check_series(door, x, self.width, reset)
+        weight = next(self.parameters())
+        check_series(door, x, self.width, reset, weight)
         if state is None:
             state = self.initial_state(len(x))
         else:
-            check_state(door, state, self.kind, **dict.fromkeys(self.kind._fields, ("(B, H)", shape)))
+            check_state(door, state, self.kind, weight, **dict.fromkeys(self.kind._fields, ("(B, H)", shape)))
         if x.shape[1]:
             hidden, state = self.recur(x, state, reset)
         else:
@@ -205,25 +207,20 @@ class TorchMixer(GatedMixer):
         return self._packed(x, state, reset)
 
     def _packed(self, x: Tensor, state: Any, reset: Tensor) -> tuple[Tensor, Any]:
-        """`recur` where a reset comes after the first step; `state` is past those at the first step."""
-        batch, time, _ = x.shape
-        begins = reset.clone()
-        begins[:, 0] = True
-        begins = begins.flatten()
-        starts = begins.nonzero()[:, 0]
-        sequence = begins.cumsum(0) - 1  # that each of the B T steps belongs to
-        lengths = sequence.bincount()
+        """`recur` where there are resets after the first step."""
+        sequences = Sequences(reset)
+        starts, lengths = sequences.starts, sequences.lengths
+        sequence = torch.arange(len(starts), device=x.device).repeat_interleave(lengths)  # of each of the B T steps
         by_length = lengths.argsort(descending=True, stable=True)
         rank = by_length.argsort()
         # A packed sequence holds the first steps of all sequences, the longest first, then their second steps, ...
         age = torch.arange(len(sequence), device=x.device) - starts[sequence]
         order = (age * len(starts) + rank[sequence]).argsort()
-        carried = (starts % time == 0)[by_length, None]
-        row = (starts // time)[by_length]
+        row, carried = sequences.row[by_length], sequences.continues[by_length, None]
         before = self.kind(*(part[row].where(carried, 0) for part in state))
         hidden, after = self._run(before, x.flatten(0, 1)[order], age.bincount().cpu())
-        last = rank[sequence.view(batch, time)[:, -1]]
-        return hidden[order.argsort()].view(batch, time, -1), self.kind(*(part[last] for part in after))
+        last = rank[sequence.view(reset.shape)[:, -1]]
+        return hidden[order.argsort()].view(*reset.shape, -1), self.kind(*(part[last] for part in after))
 
     def _run(self, state: Any, *series: Tensor) -> tuple[Tensor, Any]:
         """The layer over a series (B, T, D), or over a packed one and how many sequences reach each of its steps."""
@@ -331,5 +328,4 @@ def _restarted(state: Any, reset: Tensor) -> Any:
 def _product_dtype(x: Tensor) -> torch.dtype:
     """The dtype that nn.Linear gives for x."""
     device = x.device.type
-    autocasts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if autocasts and x.dtype != torch.float64 else x.dtype
+    return torch.get_autocast_dtype(device) if autocasts(device) and x.dtype != torch.float64 else x.dtype

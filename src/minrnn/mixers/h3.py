@@ -89,17 +89,14 @@ class H3(Mixer):
     ) -> tuple[Tensor, H3State]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
         door, past, width = type(self).__name__, len(self.taps) - 1, len(self.skip)
-        check_series(door, x, width, reset)
+        check_series(door, x, width, reset, self.input.weight)
         state = self.initial_state(len(x)) if state is None else state
-        check_state(door, state, H3State, keys=("(B, K-1, D)", (len(x), past, width)))
+        check_state(door, state, H3State, self.input.weight, keys=("(B, K-1, D)", (len(x), past, width)))
         q, k, v = self.input(x).chunk(3, -1)
         joined = Joined(past, x.shape[1], reset)
         keys = joined.join(state.keys, k)
         shifted = joined.convolve(keys, (self.taps + F.pad(self.skip[None], (0, 0, 0, past))).mT)
-        try:
-            mixed, inner = self.inner(v * shifted, state.inner, reset=reset)
-        except (TypeError, ValueError) as error:  # of the inner layer, which its caller need not know
-            raise type(error)(f"{door}: {error}") from error
+        mixed, inner = self.inner(v * shifted, state.inner, reset=reset)
         return self.output(q * mixed), H3State(joined.keep(keys, past), inner)
 
     def initial_state(self, batch_size: int) -> H3State:

@@ -163,15 +163,16 @@ class LongConv(Mixer):
             ValueError: also if a sequence, with the steps before x, is longer than `max_length`.
         """
         door = type(self).__name__
-        check_series(door, x, self.width, reset)
+        check_series(door, x, self.width, reset, self.filter.skip, wide=True)
         state = self.initial_state(len(x)) if state is None else state
         past = past_steps(state)
         check_state(
             door,
             state,
             LongConvState,
+            self.filter.skip,
             history=("(B, P, D)", (len(x), past, self.width)),
-            steps=("(B,)", (len(x),)),
+            steps=("(B,)", (len(x),), torch.int64),
         )
         steps, most = count_steps(door, state.steps, x.shape[1], reset, self.filter.max_length)
         joined = Joined(past, x.shape[1], reset)
@@ -246,16 +247,17 @@ class Hyena(Mixer):
             ValueError: also if a sequence, with the steps before x, is longer than `max_length`.
         """
         door, width, filters = type(self).__name__, self.output.in_features, self.order - 1
-        check_series(door, x, width, reset)
+        check_series(door, x, width, reset, self.input.weight)
         state = self.initial_state(len(x)) if state is None else state
         past = past_steps(state)
         check_state(
             door,
             state,
             HyenaState,
+            self.input.weight,
             conv=("(B, 2, (n+1)D)", (len(x), 2, self.conv.width)),
             history=("(B, P, (n-1)D)", (len(x), past, filters * width)),
-            steps=("(B,)", (len(x),)),
+            steps=("(B,)", (len(x),), torch.int64),
         )
         steps, most = count_steps(door, state.steps, x.shape[1], reset, self.filter.max_length)
         joined = Joined(past, x.shape[1], reset)

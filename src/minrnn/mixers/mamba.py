@@ -92,15 +92,12 @@ class Mamba(Mixer):
     ) -> tuple[Tensor, MambaState]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
         door = type(self).__name__
-        check_series(door, x, self.input.in_features, reset)
+        check_series(door, x, self.input.in_features, reset, self.input.weight)
         state = self.initial_state(len(x)) if state is None else state
         past = (len(x), self.conv.kernel - 1, self.conv.width)
-        check_state(door, state, MambaState, conv=("(B, K-1, E)", past))
+        check_state(door, state, MambaState, self.input.weight, conv=("(B, K-1, E)", past))
         u, conv = self.conv(self.input(x), state.conv, reset=reset)
-        try:
-            mixed, inner = self.inner(F.silu(u), state.inner, reset=reset)
-        except (TypeError, ValueError) as error:  # of the inner layer, which its caller need not know
-            raise type(error)(f"{door}: {error}") from error
+        mixed, inner = self.inner(F.silu(u), state.inner, reset=reset)
         return self.output(mixed * F.silu(self.gate(x))), MambaState(conv, inner)
 
     def initial_state(self, batch_size: int) -> MambaState:

@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from minrnn._shapes import accumulate_dtype, check_shape, check_tensor
-from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_types
+from minrnn._shapes import accumulate_dtype
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state_tensor, check_types
 from minrnn.ops import ACTIVATIONS, mingru_scan, minlstm_scan
 from minrnn.ops.gates import activate
 
@@ -85,12 +85,11 @@ class MinRNNMixer(Mixer):
     def forward(self, x: Tensor, state: Tensor | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
         door = type(self).__name__
-        check_series(door, x, self.input.in_features, reset)
+        check_series(door, x, self.input.in_features, reset, self.input.weight)
         if state is None:
             state = self.initial_state(len(x))
         else:
-            check_tensor(door, "state", state)
-            check_shape(door, "state", state, "(B, H)", (len(x), self.hidden))
+            check_state_tensor(door, "state", state, self.input.weight, "(B, H)", (len(x), self.hidden))
         hidden, state = self.scan(self.input(x), state, reset, self._restart())
         return self.output(hidden), state
 

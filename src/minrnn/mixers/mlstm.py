@@ -116,7 +116,7 @@ class MLSTM(Mixer):
         self, x: Tensor, state: MLSTMState | None = None, *, reset: Tensor | None = None
     ) -> tuple[Tensor, MLSTMState]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        check_series("MLSTM", x, self.width, reset)
+        check_series("MLSTM", x, self.width, reset, self.up.weight)
         batch, heads, size = len(x), self.heads, self.inner // self.heads
         if state is None:
             state = self.initial_state(batch)
@@ -124,6 +124,7 @@ class MLSTM(Mixer):
             "MLSTM",
             state,
             MLSTMState,
+            self.up.weight,
             conv=("(B, K-1, W)", (batch, self.conv.kernel - 1, self.inner)),
             matrix=("(B, H, d, d)", (batch, heads, size, size)),
             normalizer=("(B, H, d)", (batch, heads, size)),

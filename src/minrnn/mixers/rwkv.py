@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minrnn._shapes import accumulate_dtype, check_shape, check_tensor
-from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state
+from minrnn._shapes import accumulate_dtype
+from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state, check_state_tensor
 from minrnn.ops import WKVState, wkv
 
 
@@ -80,10 +80,16 @@ class RWKV4(Mixer):
     ) -> tuple[Tensor, RWKV4State]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
         door, width = type(self).__name__, len(self.decay)
-        check_series(door, x, width, reset)
+        check_series(door, x, width, reset, self.key.weight)
         if state is None:
             state = self.initial_state(len(x))
-        check_state(door, state, RWKV4State, **{name: ("(B, D)", (len(x), width)) for name in RWKV4State._fields})
+        check_state(
+            door,
+            state,
+            RWKV4State,
+            self.key.weight,
+            **{name: ("(B, D)", (len(x), width)) for name in RWKV4State._fields},
+        )
         shifted, previous = _shift(x, state.previous, reset)
         difference = x - shifted
         keys = self.key(_mix(shifted, difference, self.mix_key))
@@ -133,11 +139,10 @@ class ChannelMix(Mixer):
     def forward(self, x: Tensor, state: Tensor | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
         door, width = type(self).__name__, len(self.mix_key)
-        check_series(door, x, width, reset)
+        check_series(door, x, width, reset, self.key.weight)
         if state is None:
             state = self.initial_state(len(x))
-        check_tensor(door, "state", state)
-        check_shape(door, "state", state, "(B, D)", (len(x), width))
+        check_state_tensor(door, "state", state, self.key.weight, "(B, D)", (len(x), width))
         shifted, last = _shift(x, state, reset)
         difference = x - shifted
         keys = self.key(_mix(shifted, difference, self.mix_key))

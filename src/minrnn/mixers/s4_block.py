@@ -87,10 +87,7 @@ class PlainBlock(Mixer):
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        try:
-            y, state = self.inner(x, state, reset=reset)
-        except (TypeError, ValueError) as error:  # of the inner layer, which its caller need not know
-            raise type(error)(f"{type(self).__name__}: {error}") from error
+        y, state = self.inner(x, state, reset=reset)
         return F.glu(self.output(self.dropout(F.gelu(y)))), state
 
     def initial_state(self, batch_size: int) -> Any:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minrnn._shapes import accumulate_dtype, check_shape, check_tensor
-from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_types
+from minrnn._shapes import accumulate_dtype
+from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state_tensor, check_types
 from minrnn.ops import selective_scan
 
 
@@ -80,10 +80,9 @@ class S6(Mixer):
     def forward(self, x: Tensor, state: Tensor | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
         door = type(self).__name__
-        check_series(door, x, len(self.D), reset)
+        check_series(door, x, len(self.D), reset, self.input.weight)
         if state is not None:
-            check_tensor(door, "state", state)
-            check_shape(door, "state", state, "(B, E, N)", (len(x), *self.A_log.shape))
+            check_state_tensor(door, "state", state, self.input.weight, "(B, E, N)", (len(x), *self.A_log.shape))
         delta, into, out = self.input(x).split(self.sizes, -1)
         decay = -self.A_log.exp()
         return selective_scan(x, self.step(delta), decay, into, out, self.D, state, reset=reset, bias=self.step_bias)

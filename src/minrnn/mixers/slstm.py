@@ -103,12 +103,14 @@ class SLSTM(Mixer):
     ) -> tuple[Tensor, SLSTMMixerState]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
         door, width = type(self).__name__, self.bias.shape[1]
-        check_series(door, x, width, reset)
+        check_series(door, x, width, reset, self.into.weight)
         if state is None:
             state = self.initial_state(len(x))
         past = 0 if self.conv is None else self.conv.kernel - 1
         shapes = {name: ("(B, D)", (len(x), width)) for name in SLSTMState._fields}
-        check_state(door, state, SLSTMMixerState, conv=("(B, K-1, D)", (len(x), past, width)), **shapes)
+        check_state(
+            door, state, SLSTMMixerState, self.into.weight, conv=("(B, K-1, D)", (len(x), past, width)), **shapes
+        )
         mixed, tail = x, state.conv
         if self.conv is not None:
             mixed, tail = self.conv(x, tail, reset=reset)

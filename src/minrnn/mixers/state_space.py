@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
 
 from minrnn._shapes import check_tensor, shape_error
-from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state, check_types
 from minrnn.mixers.segments import segments
 from minrnn.ops.fft import long_conv
 
@@ -55,27 +55,32 @@ class LazyState:
     Args:
         form: makes the tensor. It runs with gradients where this object was made with them.
         shape: of the tensor.
+        dtype: of the tensor.
         zeros: whether it is known to hold nothing but zeros.
     """
 
-    def __init__(self, form: Callable[[], Any], shape: tuple[int, ...] | None, zeros: bool = False) -> None:
+    def __init__(
+        self, form: Callable[[], Any], shape: tuple[int, ...] | None, dtype: torch.dtype | None, zeros: bool = False
+    ) -> None:
         self._form: Callable[[], Any] | None = form
         self._formed: Any = None
         self._grad = torch.is_grad_enabled()
-        self.shape, self.zeros = shape, zeros
+        self.shape, self.dtype, self.zeros = shape, dtype, zeros
 
     @property
     def tensor(self) -> Tensor:
         """The state itself."""
         if self._form is not None:
-            with torch.set_grad_enabled(self._grad):
+            # Out of inference mode, for there it would come without its graph.
+            with torch.inference_mode(False), torch.set_grad_enabled(self._grad):
                 self._formed, self._form = self._form(), None
         return self._formed
 
     @classmethod
     def of(cls, tensor: Any) -> "LazyState":
         """One that is there."""
-        return cls(lambda: tensor, tuple(tensor.shape) if isinstance(tensor, Tensor) else None)
+        there = isinstance(tensor, Tensor)
+        return cls(lambda: tensor, tuple(tensor.shape) if there else None, tensor.dtype if there else None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LazyState.of, (self.tensor,)
@@ -163,7 +168,8 @@ class System(ABC):
             earlier, later = h[:, :, ::2], h[:, :, 1::2]
             h = self.apply(self._power(bits), earlier.flatten(1, 2)).view_as(later) + later
             bits += 1
-        return as_complex(h[:, :, 0]).transpose(0, 1)
+        # A tensor of its own: torch.compile does not take a complex view of real numbers as an argument.
+        return as_complex(h[:, :, 0]).transpose(0, 1).clone(memory_format=torch.contiguous_format)
 
     def advance(self, columns: Tensor, time: int) -> Tensor:
         """Ā^time on (D, n, N), real."""
@@ -235,7 +241,7 @@ class StateSpace(Mixer):
         self, x: Tensor, state: LazyState | None = None, *, reset: Tensor | None = None
     ) -> tuple[Tensor, LazyState]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        check_series(type(self).__name__, x, self.width, reset)
+        check_series(type(self).__name__, x, self.width, reset, self.D, wide=True)
         state = self.initial_state(len(x)) if state is None else state
         self._check_state(state, len(x))
         if x.shape[1] == 0:
@@ -250,14 +256,18 @@ class StateSpace(Mixer):
 
     def initial_state(self, batch_size: int) -> LazyState:
         """Zeros, (batch_size, D, N/2)."""
-        shape = (batch_size, self.width, self.pairs)
-        dtype = torch.complex128 if self.C.dtype == torch.float64 else torch.complex64
-        return LazyState(lambda: torch.zeros(shape, dtype=dtype, device=self.C.device), shape, zeros=True)
+        shape, dtype = (batch_size, self.width, self.pairs), self._dtype
+        return LazyState(lambda: torch.zeros(shape, dtype=dtype, device=self.C.device), shape, dtype, zeros=True)
 
     @property
     def state_size(self) -> int:
         """D N."""
         return self.width * self.pairs * 2
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the state."""
+        return torch.complex128 if self.C.dtype == torch.float64 else torch.complex64
 
     def _steps(self, system: System, u: Tensor, state: LazyState, reset: Tensor | None) -> tuple[Tensor, LazyState]:
         h, outputs = state.tensor, []
@@ -270,7 +280,7 @@ class StateSpace(Mixer):
 
     def _whole(self, system: System, u: Tensor, state: LazyState, reset: Tensor | None) -> tuple[Tensor, LazyState]:
         first, last, whole = (None, None, None) if reset is None else segments(reset)
-        columns = system.inputs()
+        columns, before = system.inputs(), None
         if not state.zeros:
             h = system.step(_select(state.tensor, None if first is None else first[:, 0]), torch.zeros_like(u[:, 0]))
             before = as_real(h).transpose(0, 1)
@@ -279,27 +289,30 @@ class StateSpace(Mixer):
         y = long_conv(u, responses[..., 0].contiguous(), reset=reset)
         if not state.zeros:
             y = y + _select(responses[..., 1:].permute(2, 1, 0), first)
-        version = None if u.is_inference() else u._version
+        # What an inference tensor held cannot be checked, and a graph has no later: then the state is formed at once.
+        version = None if torch.compiler.is_compiling() or u.is_inference() else u._version
 
         def form() -> Tensor:
             if version is not None and u._version != version:
                 raise RuntimeError("state: x must stay as it is until the state is looked at, got it changed in place")
             with torch.autocast(u.device.type, enabled=False):
                 h = system.gather(_select(u, last))
-                if state.zeros:
+                if before is None:
                     return h
                 return h + _select(as_complex(system.advance(before, u.shape[1] - 1)).transpose(0, 1), whole)
 
-        after = LazyState(form, (len(u), self.width, self.pairs))
-        if version is None or torch.compiler.is_compiling():
-            _ = after.tensor  # what an inference tensor held cannot be checked, and a graph has no later
+        after = LazyState(form, (len(u), self.width, self.pairs), self._dtype)
+        if version is None:
+            _ = after.tensor
         return y, after
 
     def _check_state(self, state: object, batch: int) -> None:
         door, shape = type(self).__name__, (batch, self.width, self.pairs)
-        if not isinstance(state, LazyState):
-            raise ValueError(f"{door}: state must be a LazyState of an earlier call, got {type(state).__name__}")
+        check_state(door, state, LazyState)
+        state = cast(LazyState, state)
         if state.shape is None:
             check_tensor(door, "state", state.tensor)
         if state.shape != shape:
             raise shape_error(door, "state", "(B, D, N/2)", shape, state.shape)
+        if state.dtype != self._dtype:
+            raise ValueError(f"{door}: state must be {self._dtype}, got {state.dtype}")

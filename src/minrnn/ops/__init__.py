@@ -5,6 +5,7 @@ from minrnn.ops.fft import long_conv
 from minrnn.ops.gates import ACTIVATIONS
 from minrnn.ops.scan import linear_scan, mingru_scan, minlstm_scan
 from minrnn.ops.selective import selective_scan
+from minrnn.ops.short_conv import short_conv
 from minrnn.ops.slstm import SLSTMState, slstm_scan
 from minrnn.ops.wkv import WKVState, wkv
 
@@ -20,6 +21,7 @@ __all__ = [
     "mingru_scan",
     "minlstm_scan",
     "selective_scan",
+    "short_conv",
     "slstm_scan",
     "why_not",
     "wkv",

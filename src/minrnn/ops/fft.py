@@ -10,15 +10,10 @@ from torch import Tensor
 
 from minrnn._shapes import accumulate_dtype, check_shape, check_tensor, shape_error
 from minrnn.ops.fused import fused
+from minrnn.ops.sequences import Sequences
 
 TILE = 1 << 18  # numbers in a batch of FFTs on CPU, few enough for it and its spectra to stay in cache
-FACTORS = (
-    1,
-    3,
-    5,
-    9,
-    15,
-)  # times powers of two: lengths at which FFTs are fast, no two neighbours further than 25 % apart
+FACTORS = (1, 3, 5, 9, 15)  # times powers of two: lengths of fast FFTs, no two neighbours further than 25% apart
 
 
 def long_conv(x: Tensor, kernel: Tensor, *, reset: Tensor | None = None) -> Tensor:
@@ -102,21 +97,6 @@ def _correlate(grad: Tensor, x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]
     return dx, dkernel
 
 
-def _sequences(reset: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The sequences in a batch of series, those of similar lengths together: for each group where its steps are, (S, L)
-    into (B T), and which of them are there: the shorter sequences of a group are padded."""
-    begins = reset.clone()
-    begins[:, 0] = True
-    starts = begins.flatten().nonzero()[:, 0]
-    lengths = starts.diff(append=starts.new_tensor([reset.numel()]))
-    groups = torch.frexp((lengths - 1).double()).exponent  # lengths in (2^(k-1), 2^k] have group k
-    for group in groups.unique():
-        length = lengths[groups == group, None]
-        steps = torch.arange(int(length.max()), device=reset.device)
-        index = starts[groups == group, None] + steps
-        yield index.clamp_(max=reset.numel() - 1), steps < length
-
-
 def _pad(x: Tensor, index: Tensor, there: Tensor) -> Tensor:
     return x.flatten(0, 1)[index].where(there[..., None], 0)
 
@@ -128,7 +108,7 @@ def _forward(x: Tensor, kernel: Tensor, reset: Tensor | None) -> tuple[Tensor, T
     if reset is None:
         return _convolve(x, kernel), nothing
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for index, there in _sequences(reset):
+    for _, index, there in Sequences(reset).groups():
         y.flatten(0, 1)[index[there]] = _convolve(_pad(x, index, there), kernel)[there]
     return y, nothing
 
@@ -142,7 +122,7 @@ def _backward(grads: tuple, args: tuple, results: tuple) -> tuple[Tensor | None,
         return dx, dkernel.to(kernel.dtype), None
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     dkernel = torch.zeros_like(kernel, dtype=accumulate_dtype(x.dtype))
-    for index, there in _sequences(reset):
+    for _, index, there in Sequences(reset).groups():
         found, of_kernel = _correlate(_pad(grad, index, there), _pad(x, index, there), kernel)
         dx.flatten(0, 1)[index[there]] = found[there]
         dkernel += of_kernel
@@ -163,9 +143,9 @@ def _plain(x: Tensor, kernel: Tensor, reset: Tensor | None) -> tuple[Tensor]:
 
     if reset is None:
         return (convolve(x),)
-    groups = list(_sequences(reset))
-    order = torch.cat([index[there] for index, there in groups]).argsort()
-    found = torch.cat([convolve(_pad(x, index, there))[there] for index, there in groups])
+    groups = list(Sequences(reset).groups())
+    order = torch.cat([index[there] for _, index, there in groups]).argsort()
+    found = torch.cat([convolve(_pad(x, index, there))[there] for _, index, there in groups])
     return (found[order].view_as(x),)
 
 

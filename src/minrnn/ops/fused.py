@@ -75,16 +75,19 @@ def fused(
     def differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         args, out = (*saved[:tensors], *ctx.settings), saved[tensors:]
-        wanted = floating(args)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a second derivative is asked for
-            pairs = [(y, g) for y, g in zip(plain(*args), grads, strict=False) if g is not None and y.requires_grad]
-            sources = [x for x in wanted if x.requires_grad]
-            ys, gs = zip(*pairs, strict=True) if pairs else ((), ())
-            found = torch.autograd.grad(ys, sources, gs, create_graph=True, allow_unused=True) if ys else ()
+            # Arguments by themselves: one may be made from another, or be given twice, which is not for us to follow.
+            alone = tuple(x.view_as(x) if isinstance(x, Tensor) else x for x in args)
+            sources = [x for x in floating(alone) if x.requires_grad]
+            with torch.autocast(out[0].device.type, enabled=False):  # of a backward pass in its reach
+                again = zip(plain(*alone), grads, strict=False)
+                pairs = [(y, g) for y, g in again if g is not None and y.requires_grad]
+                ys, gs = zip(*pairs, strict=True) if pairs else ((), ())
+                found = torch.autograd.grad(ys, sources, gs, create_graph=True, allow_unused=True) if ys else ()
             by_id = dict(zip(map(id, sources), found, strict=False))
-            return (*(by_id.get(id(x)) for x in args[:tensors]), *(None for _ in ctx.settings))
+            return (*(by_id.get(id(x)) for x in alone[:tensors]), *(None for _ in ctx.settings))
         present = iter(backward_operator(*grads[:returned], *args, *out))
-        ids = set(map(id, wanted))
+        ids = set(map(id, floating(args)))
         return (*(next(present) if id(x) in ids else None for x in args[:tensors]), *(None for _ in ctx.settings))
 
     KERNELS[f"minrnn::{name}"], KERNELS[f"minrnn::{name}_backward"] = forward, run_backward

@@ -200,11 +200,11 @@ def _forward(
         pieces.append(torch.baddbmm(torch.bmm(read, carry.matrix), weights, v_) / below[..., None])
         carry = gates.advance(k_, v_, carry)
     h = chunks.gather(pieces).to(q.dtype)
-    return h, *(x.unflatten(0, level.shape) for x in carry)
+    return h, *(x.unflatten(0, level.shape).contiguous() for x in carry)
 
 
 def _fake(q: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
-    return torch.empty_like(q, memory_format=torch.contiguous_format), *map(torch.empty_like, arguments[4:7])
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, *arguments[4:7]))
 
 
 def _backward(grads: tuple, arguments: tuple, results: tuple) -> tuple[Tensor | None, ...]:

@@ -88,6 +88,10 @@ def wkv(
     for name, tensor in zip(WKVState._fields, initial, strict=True):
         check_tensor(door, f"initial.{name}", tensor)
         check_shape(door, f"initial.{name}", tensor, "(B, D)", shape)
+    named = {"decay": decay, "bonus": bonus, **{f"initial.{name}": x for name, x in initial._asdict().items()}}
+    for name, tensor in named.items():
+        if not backends.supported(tensor.dtype, real=True):
+            raise TypeError(f"{door}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
     if reset is not None:
         check_tensor(door, "reset", reset)
         check_shape(door, "reset", reset, "(B, T)", (batch, time))

@@ -82,6 +82,7 @@ static int run(const selective *s, piece *body)
     const int64_t width = width_of(s), blocks = ceil_div(s->E, width), pieces = s->B * blocks;
     const int threads = (int)(s->B * s->T * s->E * s->N < (1 << 15) ? 1 : min64(max64(s->threads, 1), pieces));
     int failed = 0;
+    (void)threads; /* without OpenMP */
 #pragma omp parallel for num_threads(threads) schedule(dynamic) reduction(| : failed) if (threads > 1)
     for (int64_t i = 0; i < pieces; i++) failed |= body(s, i / blocks, i % blocks, width);
     return failed;

@@ -30,6 +30,11 @@ INLINE REAL FN(softplus)(REAL x, REAL *slope)
     return (x < 0 ? (REAL)0 : x) + 2 * MADD(sum * square, s, s);
 }
 
+static void FN(copy)(REAL *to, const REAL *from, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++) to[j] = from[j];
+}
+
 /* The state of n channels, (E, N) in memory, as rows of channels, and back; or A by a factor. */
 static void FN(enter)(REAL *rows, const REAL *state, REAL factor, int64_t states, int64_t width, int64_t n)
 {
@@ -91,7 +96,7 @@ static int FN(forward)(const selective *s, int64_t b, int64_t block, int64_t wid
         FN(will_need)(ROW(s->u, t + 4), n);
         FN(will_need)(ROW(s->delta, t + 4), n);
         if (s->reset && s->reset[b * s->T + t]) memset(state, 0, (size_t)size * sizeof(REAL));
-        if (t % EVERY == 0) memcpy(mark, state, (size_t)size * sizeof(REAL)), mark += size;
+        if (t % EVERY == 0) FN(copy)(mark, state, size), mark += size;
         FN(read)(&x, bias, u, ROW(s->delta, t), n);
         memset(y, 0, sizeof y);
         for (int64_t k = 0; k < N; k++)
@@ -147,7 +152,7 @@ static int FN(backward)(const selective *s, int64_t b, int64_t block, int64_t wi
     FN(enter)(g.carry, (const REAL *)s->grad_last + (b * s->E + c0) * N, 1, N, width, n);
     for (int64_t chunk = chunks - 1; chunk >= 0; chunk--) {
         const int64_t t0 = chunk * EVERY, t1 = min64(t0 + EVERY, s->T);
-        memcpy(states, (REAL *)s->marks + ((b * blocks + block) * chunks + chunk) * size, (size_t)size * sizeof(REAL));
+        FN(copy)(states, (REAL *)s->marks + ((b * blocks + block) * chunks + chunk) * size, size);
         for (int64_t t = t0; t < t1; t++) {
             REAL *const before = states + (t - t0) * size, *const a = kept + (t - t0) * size;
             const REAL *const from = s->reset && s->reset[b * s->T + t] ? zeros : before, *const in = COEFFS(s->in, t);
@@ -164,7 +169,7 @@ static int FN(backward)(const selective *s, int64_t b, int64_t block, int64_t wi
             const REAL *const in = COEFFS(s->in, t), *const out = COEFFS(s->out, t), *const u = ROW(s->u, t);
             REAL *const grad_in = (REAL *)s->grad_in + (parts + t) * N, *const grad_out = (REAL *)s->grad_out + (parts + t) * N;
             FN(read)(&x, bias, u, ROW(s->delta, t), n);
-            memcpy(grad_y, ROW(s->grad_y, t), (size_t)n * sizeof(REAL));
+            FN(copy)(grad_y, ROW(s->grad_y, t), n);
             memset(g.value, 0, sizeof g.value);
             memset(g.delta, 0, sizeof g.delta);
             for (int64_t k = 0, row = 0; k < N; k++, row += width)
@@ -182,8 +187,8 @@ static int FN(backward)(const selective *s, int64_t b, int64_t block, int64_t wi
     }
     FN(leave)((REAL *)s->grad_rates + (b * s->E + c0) * N, g.rates, N, width, n);
     FN(leave)((REAL *)s->grad_initial + (b * s->E + c0) * N, g.carry, N, width, n);
-    memcpy((REAL *)s->grad_skip + b * s->E + c0, grad_skip, (size_t)n * sizeof(REAL));
-    memcpy((REAL *)s->grad_bias + b * s->E + c0, grad_bias, (size_t)n * sizeof(REAL));
+    FN(copy)((REAL *)s->grad_skip + b * s->E + c0, grad_skip, n);
+    FN(copy)((REAL *)s->grad_bias + b * s->E + c0, grad_bias, n);
     free(memory);
     return 0;
 }
