@@ -185,7 +185,7 @@ def test_compiles_without_a_graph_break():
         (TypeError, "tokens must be int64 or int32, got torch.float32", (torch.zeros(1, 2),), None),
         (ValueError, r"tokens must be \(B, T\).*got \(2,\)", (text(1, 2)[0],), None),
         (IndexError, "out of range", (text(1, 2) + V,), None),
-        (ValueError, "state must be that of 2 blocks, got 1", (text(1, 2), (None,)), None),
+        (ValueError, "state must be a tuple of 2 parts, as calls give it, got 1 parts", (text(1, 2), (None,)), None),
         (ValueError, r"reset must be \(B, T\) = \(1, 2\), got \(1, 3\)", (text(1, 2),), torch.zeros(1, 3).bool()),
     ],
 )

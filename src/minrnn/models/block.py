@@ -72,7 +72,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        before, mixed, after = self.initial_state(len(x)) if state is None else state
+        state = self.initial_state(len(x)) if state is None else state
+        _check_parts("Block", state, 3)
+        before, mixed, after = state
         if self.conv is not None:
             y, before = self.conv(x, before, reset=reset)
             x = x + y
@@ -108,8 +110,7 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
         state = self.initial_state(len(x)) if state is None else state
-        if len(state) != len(self.blocks):
-            raise ValueError(f"Backbone: state must be that of {len(self.blocks)} blocks, got {len(state)}")
+        _check_parts("Backbone", state, len(self.blocks))
         after = []
         for block, before in zip(self.blocks, state, strict=True):
             x, carried = block(x, before, reset=reset)
@@ -119,3 +120,9 @@ class Backbone(nn.Module):
     def initial_state(self, batch_size: int) -> Any:
         """The state at the beginning of `batch_size` sequences."""
         return tuple(cast(Block, block).initial_state(batch_size) for block in self.blocks)
+
+
+def _check_parts(door: str, state: object, parts: int) -> None:
+    if not isinstance(state, tuple) or len(state) != parts:
+        got = f"{len(state)} parts" if isinstance(state, tuple) else type(state).__name__
+        raise ValueError(f"{door}: state must be a tuple of {parts} parts, as calls give it, got {got}")

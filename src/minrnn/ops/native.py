@@ -8,6 +8,7 @@ import ctypes
 import functools
 import os
 import struct
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -30,6 +31,7 @@ _TYPES = {
 }
 _ACTIVATIONS = {"g": 0, "identity": 1, "tanh": 2}
 _SCAN = struct.Struct("@3q4iq" + 16 * "3q")
+_WORDS = 32  # at least as many as the struct of any other kernel has
 _Triple = tuple[int, int, int]  # address, stride over the batch, stride over time
 _NONE = (0, 0, 0)
 
@@ -141,6 +143,31 @@ def backward(
     return grads[0].sum_to_size(source.shape), grads[1], grad_initial, grad_restart
 
 
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor's numbers are; 0 for none."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def call(name: str, sizes: Iterable[int], dtype: torch.dtype, words: Iterable[int]) -> None:
+    """Call a kernel that is given a struct of sizes, type and threads, and then words: addresses and strides.
+
+    What the words are of must be kept alive by the caller. Fewer words than the struct has mean that its last ones are
+    zero.
+
+    Raises:
+        MemoryError: the kernel found no memory to work in.
+    """
+    sizes, words = tuple(sizes), tuple(words)
+    layout = f"@{len(sizes)}q2i{max(len(words), _WORDS)}q"
+    rest = [0] * (_WORDS - len(words))
+    if entry(name)(struct.pack(layout, *sizes, _TYPES[dtype], _threads(), *words, *rest)):
+        raise MemoryError(f"{name}: no memory to work in for sizes {sizes}")
+
+
+def _threads() -> int:
+    return 1 if _forked else torch.get_num_threads()
+
+
 def _run(
     direction: str,
     gates: str,
@@ -157,7 +184,7 @@ def _run(
         return
     packed = _SCAN.pack(
         batch, time, hidden,
-        _TYPES[first.dtype], _ACTIVATIONS[activation], reverse, 1 if _forked else torch.get_num_threads(),
+        _TYPES[first.dtype], _ACTIVATIONS[activation], reverse, _threads(),
         first.stride(2) if hidden > 1 else int(gates != "linear"),
         *chain.from_iterable((*_blocks(dense, gates, hidden), *tensors)),
     )  # fmt: skip

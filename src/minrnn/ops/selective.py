@@ -3,7 +3,6 @@
 B batch, T time, E channels, N state size per channel.
 """
 
-import struct
 from functools import partial
 from typing import Any
 
@@ -123,10 +122,7 @@ def _plain(
     return (states * C[:, :, None]).sum(-1) + D * u, last
 
 
-# In the order of native/selective.c: struct selective, enum type, and the constants that say how it keeps states.
-_PACKED = struct.Struct("@4q2i22q")
-_TYPES = {torch.float32: 0, torch.float64: 1}
-_BLOCK, _VECTOR, _EVERY = 128, 16, 32
+_BLOCK, _VECTOR, _EVERY = 128, 16, 32  # as in native/selective.c
 
 
 def _blocks(width: int) -> tuple[int, int]:
@@ -134,16 +130,6 @@ def _blocks(width: int) -> tuple[int, int]:
     most = -(-width // _BLOCK)
     own = -(-width // max(most * _VECTOR, 1)) * _VECTOR
     return -(-width // max(own, 1)), own
-
-
-def _call(name: str, inputs: tuple[Tensor | None, ...], out: tuple[Tensor, ...], *grads: Tensor) -> None:
-    u, rates = inputs[0], inputs[2]
-    assert u is not None and rates is not None, "these are always given"
-    threads = 1 if native._forked else torch.get_num_threads()
-    pointers = [0 if x is None else x.data_ptr() for x in (*inputs, *out, *grads)]
-    pointers += [0] * (22 - len(pointers))
-    if native.entry(name)(_PACKED.pack(*u.shape, rates.shape[1], _TYPES[u.dtype], threads, *pointers)):
-        raise MemoryError(f"selective_scan: no memory for some states of {tuple(rates.shape)}")
 
 
 def _results(u: Tensor, delta: Tensor, A: Tensor, B, C, D, initial: Tensor, reset, bias) -> tuple[Tensor, ...]:
@@ -156,7 +142,9 @@ def _results(u: Tensor, delta: Tensor, A: Tensor, B, C, D, initial: Tensor, rese
 def _forward(*inputs: Any) -> tuple[Tensor, ...]:
     inputs = tuple(None if x is None else x.contiguous() for x in inputs)
     out = _results(*inputs)
-    _call("selective_forward", inputs, out)
+    u, rates = inputs[0], inputs[2]
+    sizes = (*u.shape, rates.shape[1])
+    native.call("selective_forward", sizes, u.dtype, map(native.address, (*inputs, *out)))
     return out
 
 
@@ -168,7 +156,8 @@ def _backward(grads: tuple, inputs: tuple, out: tuple) -> tuple[Tensor | None, .
     # What is summed over sequences or channels comes in parts, which are added up one after the other.
     parts = [x.new_empty(len(u), *x.shape) for x in (A, D, D)]
     parts += [x.new_empty(_blocks(len(A))[0], *x.shape) for x in (B, C)]
-    _call("selective_backward", inputs, out, *given, *found, *parts)
+    words = map(native.address, (*inputs, *out, *given, *found, *parts))
+    native.call("selective_backward", (*u.shape, A.shape[1]), u.dtype, words)
     sums: list[Tensor] = []
     for part in parts:
         total = part.new_zeros(part.shape[1:])

@@ -3,7 +3,6 @@
 B batch, T time, D channels, K kernel size.
 """
 
-import struct
 from itertools import chain
 
 import torch
@@ -83,20 +82,15 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, reset: 
     return y.to(x.dtype), seen(time, time + earlier, slice(-1, None)).clone().to(x.dtype)
 
 
-# In the order of native/short_conv.c: struct conv, enum type, STEPS, MOST.
-_PACKED = struct.Struct("@4q2i" + 8 * "3q" + "6q")
-_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_STEPS, _MOST = 128, 8
+_STEPS, _MOST = 128, 8  # as in native/short_conv.c
 
 
 def _call(name: str, weight: Tensor, series: tuple[Tensor | None, ...], *flat: Tensor | None) -> None:
     """Call the kernel; `series` and `flat` are its tensors with strides and its contiguous ones, in its order."""
     x = series[0]
     assert x is not None, "x is always given"
-    threads = 1 if native._forked else torch.get_num_threads()
-    triples = chain.from_iterable(map(native._series, series))
-    pointers = (0 if tensor is None else tensor.data_ptr() for tensor in flat)
-    native.entry(name)(_PACKED.pack(*x.shape, len(weight), _TYPES[x.dtype], threads, *triples, *pointers))
+    words = chain(chain.from_iterable(map(native._series, series)), map(native.address, flat))
+    native.call(name, (*x.shape, len(weight)), x.dtype, words)
 
 
 def _results(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, reset: Tensor | None) -> tuple[Tensor, ...]:

@@ -4,9 +4,7 @@ B batch, T time, D channels, N heads, d = D / N channels of one head.
 """
 
 import math
-import struct
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -152,20 +150,7 @@ def _plain(
     return torch.stack(outputs, 1) if outputs else into.clone(), h.clone(), c.clone(), n.clone(), m.clone()
 
 
-# In the order of native/slstm.c: struct slstm, enum type, EVERY.
-_PACKED = struct.Struct("@4q2i31q")
-_TYPES = {torch.float32: 0, torch.float64: 1}
-_EVERY = 8
-
-
-def _call(name: str, inputs: Sequence[Tensor | None], out: tuple[Tensor, ...], *rest: Tensor) -> None:
-    into, recurrent = inputs[0], inputs[4]
-    assert into is not None and recurrent is not None, "all but the resets are always given"
-    tensors = [*inputs, *out, *rest]
-    threads = 1 if native._forked else torch.get_num_threads()
-    pointers = [0 if x is None else x.data_ptr() for x in tensors] + [0] * (31 - len(tensors))
-    if native.entry(name)(_PACKED.pack(*into.shape, len(recurrent), _TYPES[into.dtype], threads, *pointers)):
-        raise MemoryError(f"slstm_scan: no memory for the steps of {tuple(into.shape)}")
+_EVERY = 8  # as in native/slstm.c
 
 
 def _results(*inputs: Tensor | None) -> tuple[Tensor, ...]:
@@ -177,10 +162,12 @@ def _results(*inputs: Tensor | None) -> tuple[Tensor, ...]:
     return into.new_empty(into.shape), *(into.new_empty(batch, width) for _ in range(4)), marks
 
 
-def _forward(*inputs: Tensor | None) -> tuple[Tensor, ...]:
-    dense = [None if x is None else x.contiguous() for x in inputs]
-    out = _results(*dense)
-    _call("slstm_forward", dense, out)
+def _forward(*inputs: Any) -> tuple[Tensor, ...]:
+    inputs = tuple(None if x is None else x.contiguous() for x in inputs)
+    out = _results(*inputs)
+    into, recurrent = inputs[0], inputs[4]
+    sizes = (*into.shape, len(recurrent))
+    native.call("slstm_forward", sizes, into.dtype, map(native.address, (*inputs, *out)))
     return out
 
 
@@ -191,7 +178,9 @@ def _backward(grads: tuple, inputs: tuple, out: tuple) -> tuple[Tensor | None, .
     transposed = recurrent.permute(0, 2, 3, 1).contiguous()
     *grad_series, grad_recurrent = (torch.empty_like(x) for x in (*series, recurrent))
     grad_bias, grad_state = bias.new_empty(len(h), *bias.shape), [torch.empty_like(h) for _ in range(3)]
-    _call("slstm_backward", inputs, out, transposed, *given, *grad_series, grad_recurrent, grad_bias, *grad_state)
+    found = (*grad_series, grad_recurrent, grad_bias, *grad_state)
+    words = map(native.address, (*inputs, *out, transposed, *given, *found))
+    native.call("slstm_backward", (*series[0].shape, len(recurrent)), h.dtype, words)
     return *grad_series, grad_recurrent, grad_bias.sum(0), *grad_state, torch.zeros_like(m), None
 
 

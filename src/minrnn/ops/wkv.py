@@ -4,7 +4,6 @@ B batch, T time, D channels.
 """
 
 import math
-import struct
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -150,19 +149,7 @@ def _running_max(keys: Tensor, decay: Tensor, top: Tensor, reset: Tensor | None)
     return torch.cat([top[:, None], keys + lift], 1).cummax(1).values[:, 1:] - lift
 
 
-# In the order of native/wkv.c: struct wkv, enum type, EVERY.
-_PACKED = struct.Struct("@3q2i22q")
-_TYPES = {torch.float32: 0, torch.float64: 1}
-_EVERY = 16
-
-
-def _call(name: str, inputs: tuple[Tensor | None, ...], out: tuple[Tensor, ...], *grads: Tensor) -> None:
-    keys = inputs[0]
-    assert keys is not None, "the keys are always given"
-    tensors = [*inputs, *out, *grads]
-    threads = 1 if native._forked else torch.get_num_threads()
-    pointers = [0 if x is None else x.data_ptr() for x in tensors] + [0] * (22 - len(tensors))
-    native.entry(name)(_PACKED.pack(*keys.shape, _TYPES[keys.dtype], threads, *pointers))
+_EVERY = 16  # as in native/wkv.c
 
 
 def _results(keys: Tensor, values: Tensor, decay, bonus, average, weight, top, reset) -> tuple[Tensor, ...]:
@@ -175,7 +162,8 @@ def _results(keys: Tensor, values: Tensor, decay, bonus, average, weight, top, r
 def _forward(*inputs: Any) -> tuple[Tensor, ...]:
     inputs = tuple(None if x is None else x.contiguous() for x in inputs)
     out = _results(*inputs)
-    _call("wkv_forward", inputs, out)
+    keys = inputs[0]
+    native.call("wkv_forward", keys.shape, keys.dtype, map(native.address, (*inputs, *out)))
     return out
 
 
@@ -186,7 +174,7 @@ def _backward(grads: tuple, inputs: tuple, out: tuple) -> tuple[Tensor | None, .
         torch.zeros_like(x) if grad is None else grad.contiguous() for grad, x in zip(grads[:3], out[:3], strict=True)
     ]
     found = [torch.empty_like(x) for x in (keys, values, average, average, average, weight)]
-    _call("wkv_backward", inputs, out, *given, *found)
+    native.call("wkv_backward", keys.shape, keys.dtype, map(native.address, (*inputs, *out, *given, *found)))
     grad_keys, grad_values, grad_decay, grad_bonus, *grad_state = found
     return grad_keys, grad_values, grad_decay.sum(0), grad_bonus.sum(0), *grad_state, torch.zeros_like(top), None
 
