@@ -130,6 +130,8 @@ def test_strides_and_sizes():
         (TypeError, "x must be", lambda x, k, r: ([1.0], k, r)),
         (ValueError, r"x must be \(B, T, D\)", lambda x, k, r: (x[0], k, r)),
         (TypeError, "kernel must be", lambda x, k, r: (x, [1.0], r)),
+        (TypeError, "x must be float32", lambda x, k, r: (x.long(), k, r)),
+        (TypeError, "kernel must be float32", lambda x, k, r: (x, k.to(torch.complex64), r)),
         (ValueError, r"kernel must be \(D, L\)", lambda x, k, r: (x, k[1:], r)),
         (ValueError, r"kernel must be \(D, L\)", lambda x, k, r: (x, k[0], r)),
         (ValueError, r"reset must be \(B, T\)", lambda x, k, r: (x, k, r[1:])),

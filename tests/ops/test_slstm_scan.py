@@ -177,6 +177,15 @@ def test_16_bit_inputs_have_a_float32_state():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_leaves_the_recurrence_alone(backend):
+    args = inputs(2, 9, 2, 5, torch.float32)
+    y, _ = slstm_scan(*args, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast, _ = slstm_scan(*args, backend=backend)
+    assert torch.equal(y, cast)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_strided_inputs(backend):
     args, copies = inputs(4, 6, 2, 3), inputs(4, 6, 2, 3)
     for view in (lambda x: x.transpose(0, 1), lambda x: x[::2, 1::3], lambda x: x[:1].expand(3, -1, -1)):
@@ -209,9 +218,11 @@ def test_the_beginning():
         (TypeError, "output must be a torch.Tensor", 3, lambda x: None),
         (ValueError, "recurrent must be (N, d, 4, d)", 4, lambda x: x[:1]),
         (ValueError, "recurrent must be (N, d, 4, d)", 4, lambda x: x.new_zeros(())),
+        (TypeError, "recurrent must be float32", 4, lambda x: x.to(torch.complex64)),
         (ValueError, "bias must be (4, D)", 5, lambda x: x[:3]),
         (ValueError, "initial.c must be (B, D)", 6, lambda x: x._replace(c=x.c[1:])),
         (TypeError, "initial.m must be a torch.Tensor", 6, lambda x: x._replace(m=0.0)),
+        (TypeError, "initial.n must be float32", 6, lambda x: x._replace(n=x.n.long())),
         (ValueError, "reset must be (B, T)", 7, lambda x: x[:, 1:]),
         (TypeError, "reset must be bool", 7, lambda x: x.long()),
     ],

@@ -61,7 +61,7 @@ class SLSTM(Mixer):
     `minrnn.ops.slstm_scan` has the recurrence, R and b in it. The maps begin from N(0, 2 / (5 D)), R at zero, and b at
     zero but for the forget gate: with j = 0 ... d-1 the channel of d in its head, l the layer of L,
     b_f = 5 - 12 (j / (d-1))^(0.3 + 1.3 l / (L-1)). The first layer has l / (L-1) = 0 in every stack, also in one of one
-    layer; and the first channel j / (d-1) = 0, also if it is alone in its head: it remembers longest. All biases stay
+    layer; and the first channel j / (d-1) = 0: it remembers longest. All biases stay
     float32 when the module is cast. As in the authors' code, neither R nor b decays.
 
     Args:
@@ -70,7 +70,7 @@ class SLSTM(Mixer):
         place: l and L.
 
     Raises:
-        ValueError: the heads do not divide the width.
+        ValueError: the heads do not divide the width, or leave some a single channel.
 
     Source: Beck et al., "xLSTM: Extended long short-term memory" (2024), section 2.2 and appendix A.2; their code for
     what stands around the recurrence and for how it begins.
@@ -80,6 +80,11 @@ class SLSTM(Mixer):
         super().__init__()
         if width % config.heads:
             raise ValueError(f"{type(self).__name__}: heads must divide width = {width}, got {config.heads}")
+        if width // config.heads < 2:  # the norm of one channel is always 0
+            door = type(self).__name__
+            raise ValueError(
+                f"{door}: heads must leave each at least 2 of width = {width} channels, got {config.heads}"
+            )
         size, depth = width // config.heads, place.layer / max(place.layers - 1, 1)
         self.conv = DepthwiseConv(width, config.conv) if config.conv else None
         self.into, self.forget, self.candidate, self.output = (

@@ -244,7 +244,7 @@ class StateSpace(Mixer):
         check_series(type(self).__name__, x, self.width, reset, self.D, wide=True)
         state = self.initial_state(len(x)) if state is None else state
         self._check_state(state, len(x))
-        if x.shape[1] == 0:
+        if x.shape[0] == 0 or x.shape[1] == 0:
             return x * self.D.to(x.dtype), state
         with torch.autocast(x.device.type, enabled=False):
             system, u = self.discretize(), x.to(self.D.dtype)

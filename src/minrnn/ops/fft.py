@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minrnn._shapes import accumulate_dtype, check_shape, check_tensor, shape_error
+from minrnn.ops import backends
 from minrnn.ops.fused import fused
 from minrnn.ops.sequences import Sequences
 
@@ -33,7 +34,7 @@ def long_conv(x: Tensor, kernel: Tensor, *, reset: Tensor | None = None) -> Tens
     their length, and the cost is at most that of a series of 2 T.
 
     Raises:
-        TypeError: an argument is not a tensor, or reset is not bool.
+        TypeError: an argument is not a tensor, or has another dtype than wanted.
         ValueError: shapes do not agree.
     """
     door = "long_conv"
@@ -43,6 +44,9 @@ def long_conv(x: Tensor, kernel: Tensor, *, reset: Tensor | None = None) -> Tens
     check_tensor(door, "kernel", kernel)
     if kernel.dim() != 2 or len(kernel) != x.shape[2]:
         raise shape_error(door, "kernel", "(D, L)", f"two dimensions, the first {x.shape[2]}", tuple(kernel.shape))
+    for name, tensor in (("x", x), ("kernel", kernel)):
+        if not backends.supported(tensor.dtype, real=True):
+            raise TypeError(f"{door}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
     if reset is not None:
         check_tensor(door, "reset", reset)
         check_shape(door, "reset", reset, "(B, T)", tuple(x.shape[:2]))

@@ -114,7 +114,7 @@ def _plain(
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(y, last) by one linear scan over all E N numbers of state."""
-    delta = delta if bias is None else F.softplus(delta + bias)
+    delta = delta if bias is None else -F.logsigmoid(-delta - bias)  # softplus, exact at any size
     decay, values = (delta[..., None] * A).exp(), (delta * u)[..., None] * B[:, :, None]
     states = linear_scan(decay.flatten(2), values.flatten(2), initial.flatten(1), reset=reset, backend=backend)
     states = states.view(decay.shape)

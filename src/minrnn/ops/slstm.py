@@ -103,9 +103,13 @@ def slstm_scan(
     if initial is None:
         zeros = into.new_zeros(batch, width, dtype=dtype)
         initial = SLSTMState(zeros, zeros, zeros, torch.full_like(zeros, -math.inf))
-    for name, tensor in zip(SLSTMState._fields, initial, strict=True):
-        check_tensor(door, f"initial.{name}", tensor)
-        check_shape(door, f"initial.{name}", tensor, "(B, D)", (batch, width))
+    states = {f"initial.{name}": tensor for name, tensor in zip(SLSTMState._fields, initial, strict=True)}
+    for name, tensor in states.items():
+        check_tensor(door, name, tensor)
+        check_shape(door, name, tensor, "(B, D)", (batch, width))
+    for name, tensor in {"recurrent": recurrent, "bias": bias, **states}.items():
+        if not backends.supported(tensor.dtype, real=True):
+            raise TypeError(f"{door}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
     if reset is not None:
         check_tensor(door, "reset", reset)
         check_shape(door, "reset", reset, "(B, T)", tuple(into.shape[:2]))
@@ -138,7 +142,8 @@ def _plain(
         if reset is not None:
             begins = reset[:, t, None]
             h, c, n, m = (*(x.masked_fill(begins, 0) for x in (h, c, n)), m.masked_fill(begins, -math.inf))
-        past = torch.einsum("bka,kagj->bgkj", h.unflatten(1, (heads, size)), recurrent)
+        with torch.autocast(h.device.type, enabled=False):  # the recurrence keeps its precision
+            past = torch.einsum("bka,kagj->bgkj", h.unflatten(1, (heads, size)), recurrent)
         i, f, z, o = (gates + past.flatten(2)).unbind(1)
         kept = F.logsigmoid(f)
         top = torch.maximum(m + kept, i).detach()

@@ -158,6 +158,40 @@ static int drive_others(int64_t B, int64_t T, int64_t D)
     return 12;
 }
 
+typedef struct {
+    int64_t B, T, D, K;
+    int32_t type, threads;
+    tensor x, past, y, tail, grad_y, grad_tail, grad_x, grad_past;
+    char *reset, *weight, *bias, *parts, *grad_weight, *grad_bias;
+} conv;
+
+int short_conv_forward(const conv *), short_conv_backward(const conv *);
+
+static int drive_conv(int64_t B, int64_t T, int64_t D, int64_t K)
+{
+    const int64_t parts = B * (T > 128 ? (T + 127) / 128 : 1) * (K + 1) * D;
+    for (int type = F32; type <= F16; type++)
+        for (int full = 0; full < 2; full++) {
+            conv s = {.B = B, .T = T, .D = D, .K = K, .type = type, .threads = 2};
+            tensor *const series[] = {&s.x, &s.y, &s.grad_y, &s.grad_x}, *const states[] = {&s.past, &s.tail, &s.grad_tail, &s.grad_past};
+            for (int i = 0; i < 4; i++) {
+                *series[i] = (tensor){numbers(type, 0, B * T * D), T * D, D};
+                *states[i] = (tensor){numbers(type, 0, B * (K - 1) * D), (K - 1) * D, D};
+            }
+            s.weight = numbers(type, 0, K * D), s.grad_weight = numbers(type, 0, K * D);
+            s.grad_bias = numbers(type, 0, D), s.parts = numbers(type, 1, parts);
+            if (full) {
+                s.bias = numbers(type, 0, D), s.reset = malloc((size_t)(B * T) + 1);
+                for (int64_t i = 0; i < B * T; i++) s.reset[i] = next() % 5 == 0;
+            }
+            if (short_conv_forward(&s) || short_conv_backward(&s)) exit(1);
+            for (int i = 0; i < 4; i++) free(series[i]->data), free(states[i]->data);
+            char *const flat[] = {s.weight, s.grad_weight, s.grad_bias, s.parts, s.bias, s.reset};
+            for (int i = 0; i < 6; i++) free(flat[i]);
+        }
+    return 8;
+}
+
 int main(void)
 {
     static const int64_t shapes[][3] = {{1, 1, 1}, {3, 0, 5}, {2, 7, 16}, {2, 9, 100}, {1, 2, 530}, {20, 3, 17}, {1, 2 * CHUNK + 5, 1}};
@@ -169,6 +203,8 @@ int main(void)
                     drive(op, type, shapes[shape][0], shapes[shape][1], shapes[shape][2], variant);
     static const int64_t others[][3] = {{1, 1, 1}, {3, 0, 5}, {2, 7, 16}, {2, 70, 100}, {1, 33, 260}, {11, 9, 12}};
     for (unsigned i = 0; i < sizeof others / sizeof *others; i++) calls += drive_others(others[i][0], others[i][1], others[i][2]);
+    for (unsigned i = 0; i < sizeof others / sizeof *others; i++)
+        for (int64_t K = 1; K <= 8; K += 1 + K / 4) calls += drive_conv(others[i][0], i == 4 ? 300 : others[i][1], others[i][2], K);
     printf("%d calls\n", calls);
     return 0;
 }

@@ -83,6 +83,7 @@ static int run(const conv *s, piece *body)
 {
     const int64_t chunks = chunks_of(s), blocks = ceil_div(s->D, BLOCK), pieces = s->B * chunks * blocks;
     const int threads = (int)(s->B * s->T * s->D < (1 << 14) ? 1 : min64(max64(s->threads, 1), pieces));
+    (void)threads; /* without OpenMP */
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
     for (int64_t i = 0; i < pieces; i++) {
         const int64_t c0 = i % blocks * BLOCK, row = i / blocks;

@@ -50,6 +50,7 @@ static int run(const slstm *s, piece *body, int64_t total, int64_t count)
 {
     const int threads = (int)(s->B * s->T * s->D < (1 << 12) ? 1 : max64(s->threads, 1));
     int failed = 0;
+    (void)threads; /* without OpenMP */
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1) reduction(| : failed)
     for (int64_t i = 0; i < ceil_div(total, count) * s->heads; i++) {
         const int64_t first = i / s->heads * count;

@@ -35,6 +35,7 @@ static int run(const wkv *s, piece *body)
 {
     const int64_t blocks = ceil_div(s->D, BLOCK), pieces = s->B * blocks;
     const int threads = (int)(s->B * s->T * s->D < (1 << 14) ? 1 : min64(max64(s->threads, 1), pieces));
+    (void)threads; /* without OpenMP */
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
     for (int64_t i = 0; i < pieces; i++) {
         const int64_t c0 = i % blocks * BLOCK;
