@@ -82,7 +82,7 @@ def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, reset: 
     return y.to(x.dtype), seen(time, time + earlier, slice(-1, None)).clone().to(x.dtype)
 
 
-_STEPS, _MOST = 128, 8  # as in native/short_conv.c
+_STEPS, _MOST = 128, 4  # as in native/short_conv.c
 
 
 def _call(name: str, weight: Tensor, series: tuple[Tensor | None, ...], *flat: Tensor | None) -> None:

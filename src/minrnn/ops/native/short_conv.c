@@ -8,7 +8,7 @@
 #include "types.h"
 
 /* Steps and channels of a piece, small enough that its rows of K steps stay in the nearest cache; the most taps, as in short_conv.py. */
-enum { STEPS = 128, BLOCK = 512, MOST = 8 };
+enum { STEPS = 128, BLOCK = 512, MOST = 4 };
 
 /* In the order of short_conv.py. The taps of a kernel are counted by age in what follows, the youngest first: weight K-1-a is of age a. */
 typedef struct {
@@ -48,13 +48,9 @@ INLINE int64_t lasts(const conv *s, int64_t b, int64_t i)
     case 1: body(1); break;   \
     case 2: body(2); break;   \
     case 3: body(3); break;   \
-    case 4: body(4); break;   \
-    case 5: body(5); break;   \
-    case 6: body(6); break;   \
-    case 7: body(7); break;   \
-    default: body(8); break;  \
+    default: body(4); break;  \
     }
-#define TERMS TERM(0) TERM(1) TERM(2) TERM(3) TERM(4) TERM(5) TERM(6) TERM(7)
+#define TERMS TERM(0) TERM(1) TERM(2) TERM(3)
 
 #define KIND f32
 #define ACC float
