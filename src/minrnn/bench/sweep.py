@@ -22,7 +22,7 @@ class Sweep:
     systems: tuple[str, ...]
     repeats: int = 15
     budget: float = 20.0  # seconds per system and length, after which it drops out of the rounds
-    longest: float = 60.0  # seconds that a step may take
+    longest: float = 20.0  # seconds that a step may take
 
 
 def run(sweep: Sweep, path: Path) -> dict[str, object]:
