@@ -93,9 +93,10 @@ def draw(path: Path, result: dict) -> None:
     load, about = result["settings"]["workload"], result["facts"]
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     panels = figure.subplots(1, 2)
-    for name, marker in zip(MIXERS, MARKERS * 2, strict=False):
+    for i, name in enumerate(MIXERS):
         points = [point for point in result["points"] if point["system"] == name]
-        style = {"color": FAMILIES[MIXERS[name].cost], "marker": marker, "markersize": 5, "label": name}
+        looks = {"marker": MARKERS[i % len(MARKERS)], "linestyle": ("-", "--")[i // len(MARKERS)], "markersize": 5}
+        style = {"color": FAMILIES[MIXERS[name].cost], "label": name, **looks}
         lengths = [point["length"] for point in points]
         panels[0].plot(lengths, [1e3 * point["seconds"]["median"] for point in points], **style)
         peaks = {point["length"]: point["peak_bytes"] / 1e6 for point in points if point["peak_bytes"]}
