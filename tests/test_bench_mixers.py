@@ -13,7 +13,7 @@ from minrnn.mixers import MIXERS, make_mixer
 SMALL = Workload(2, 16, 32, 32)
 
 
-@pytest.mark.parametrize("name", mixers.names())
+@pytest.mark.parametrize("name", systems.installed(mixes=True))
 def test_every_system_keeps_the_width_and_has_all_gradients(name):
     module, x = systems.build([name], SMALL)[name], SMALL.input()
     (result,) = measure.outputs(module, x, SMALL)

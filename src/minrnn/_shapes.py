@@ -33,6 +33,15 @@ def check_tensor(door: str, name: str, tensor: object) -> None:
         raise TypeError(f"{door}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
 
 
+def check_reset(door: str, reset: Tensor | None, batch: int, time: int) -> None:
+    """Raise TypeError or ValueError unless `reset`, if given, is bool (B, T)."""
+    if reset is not None:
+        check_tensor(door, "reset", reset)
+        check_shape(door, "reset", reset, "(B, T)", (batch, time))
+        if reset.dtype != torch.bool:
+            raise TypeError(f"{door}: reset must be torch.bool, got {reset.dtype}")
+
+
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which a recurrent state is kept: float32 for 16-bit input, otherwise the input's own."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from minrnn.bench import facts, mixers, report, sweep, table
-from minrnn.bench.systems import DTYPES, SYSTEMS, Workload
+from minrnn.bench.systems import DTYPES, SYSTEMS, Workload, installed
 
 DEFAULT_LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 SWEEP_ONLY = {"mixers", "batch", "lengths", "input_size", "hidden_size", "layers", "dtype", "systems"}
@@ -40,8 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         plan = table.Plan(repeats, given.get("first_layer", False))
         return 0 if table.run(given.get("rows"), plan, directory / f"{facts.machine()}.json") else 1
     as_mixers = given.get("mixers", False)
-    layers = [name for name, system in SYSTEMS.items() if not system.mixes and not system.missing()]
-    names = given.get("systems", mixers.names() if as_mixers else layers)
+    names = given.get("systems", installed(mixes=as_mixers))
     for name in names:
         if reason := SYSTEMS[name].missing():
             parser.error(f"argument --systems: {reason}")

@@ -1,22 +1,19 @@
 """`minrnn bench --mixers`: every system of the comparison side by side, what is promised of them, and how their cost
 grows with the length."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from minrnn.bench.measure import Summary
 from minrnn.bench.report import say, write_json
 from minrnn.bench.sweep import Sweep
-from minrnn.bench.systems import SYSTEMS, Workload
+from minrnn.bench.systems import Workload
 from minrnn.bench.table import Line
 from minrnn.mixers import MIXERS
 
 WORKLOAD = Workload(batch=8, length=2048, input_size=256, hidden_size=256)
-LENGTHS = (
-    128,
-    256,
-    WORKLOAD.length,
-)  # from the first two follows what a system that is too slow would take at the last
+# From the first two follows what a system that is too slow would take at the last.
+LENGTHS = (128, 256, WORKLOAD.length)
 LOOPS = ("gru", "lstm", "gru_loop", "lstm_loop", "slstm")  # sequential: no products of theirs could be a limit
 SPEEDS = (  # time of the first over the second
     ("mambapy", "mamba", ">=", 3),
@@ -32,11 +29,6 @@ FAMILIES = {  # Okabe and Ito's colours
     "T, sequential": "#CC79A7",
 }
 MARKERS = "osD^v<>PX*hp"
-
-
-def names() -> list[str]:
-    """The mixers, and those of their peers that are installed."""
-    return [name for name, system in SYSTEMS.items() if system.mixes and not system.missing()]
 
 
 def promises(result: dict) -> list[Line]:
@@ -71,9 +63,7 @@ def promises(result: dict) -> list[Line]:
 
 def of_workload(sweep: Sweep) -> bool:
     """Whether a sweep measures what is promised."""
-    return (
-        WORKLOAD.length in sweep.lengths and Workload(**{**vars(sweep.workload), "length": WORKLOAD.length}) == WORKLOAD
-    )
+    return WORKLOAD.length in sweep.lengths and replace(sweep.workload, length=WORKLOAD.length) == WORKLOAD
 
 
 def judge(result: dict, path: Path) -> bool:

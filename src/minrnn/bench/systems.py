@@ -179,6 +179,11 @@ SYSTEMS: dict[str, System] = {
 }
 
 
+def installed(*, mixes: bool) -> list[str]:
+    """The systems of one of the two comparisons that can be compared here."""
+    return [name for name, system in SYSTEMS.items() if system.mixes == mixes and not system.missing()]
+
+
 def build(names: Iterable[str], load: Workload) -> dict[str, nn.Module]:
     """The named systems with fresh weights, of the workload's dtype and sizes."""
     dtype = torch.float32 if load.autocasts else DTYPES[load.dtype]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minrnn._shapes import accumulate_dtype
+from minrnn.mixers.attention import heads_of
 from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types
 from minrnn.ops import WKVState, wkv
 
@@ -72,9 +73,7 @@ class Aaren(Mixer):
 
     def __init__(self, width: int, config: AarenConfig, place: Place = ALONE) -> None:
         super().__init__()
-        self.heads = config.heads or max(n for n in range(1, max(width // 64, 1) + 1) if width % n == 0)
-        if width % self.heads:
-            raise ValueError(f"{type(self).__name__}: heads must divide width = {width}, got {self.heads}")
+        self.heads = heads_of(type(self).__name__, width, config.heads)
         self.token = nn.Parameter(torch.randn(width))
         self.query = nn.Linear(width, width, bias=config.bias)
         self.key = nn.Linear(width, width, bias=False)

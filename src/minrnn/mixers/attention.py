@@ -61,6 +61,18 @@ class AttentionState(NamedTuple):
     length: Tensor
 
 
+def heads_of(door: str, width: int, heads: int | None) -> int:
+    """How many heads a width has: those asked for, or as many as leave each at least 64 channels.
+
+    Raises:
+        ValueError: they do not divide the width.
+    """
+    heads = heads or max(n for n in range(1, max(width // 64, 1) + 1) if width % n == 0)
+    if width % heads:
+        raise ValueError(f"{door}: heads must divide width = {width}, got {heads}")
+    return heads
+
+
 class AttentionMixer(Mixer):
     """y = W_out [softmax(Q K^T / √d + M) V of every head], [Q | K | V] = W_in x, d = D / heads, M causal.
 
@@ -90,9 +102,7 @@ class AttentionMixer(Mixer):
     def __init__(self, width: int, config: AttentionConfig, place: Place = ALONE) -> None:
         super().__init__()
         door = type(self).__name__
-        heads = config.heads or max(n for n in range(1, max(width // 64, 1) + 1) if width % n == 0)
-        if width % heads:
-            raise ValueError(f"{door}: heads must divide width = {width}, got {heads}")
+        heads = heads_of(door, width, config.heads)
         if config.positions == "rotary" and width // heads % 2:
             raise ValueError(f"{door}: rotary positions need width / heads to be even, got {width} / {heads}")
         self.width, self.heads, self.positions, self.max_length = width, heads, config.positions, config.max_length

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from minrnn._shapes import accumulate_dtype, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_reset, check_shape, check_tensor, shape_error
 
 
 class Place(NamedTuple):
@@ -56,8 +56,12 @@ class Mixer(nn.Module, ABC):
     """
 
     def tuning(self) -> Mapping[str, Tuning]:
-        """What parameters of this mixer ask for, by their names in it; those that are not there ask for nothing."""
-        return {}
+        """What parameters of this mixer ask for, by their names in it; those that are not there ask for nothing.
+
+        Here: what its parts ask for that have a `tuning` of their own.
+        """
+        parts: dict[str, Any] = {name: part for name, part in self.named_children() if hasattr(part, "tuning")}
+        return {f"{name}.{key}": asks for name, part in parts.items() for key, asks in part.tuning().items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mixer":
         kept = {id(self.get_parameter(name)) for name, asks in self.tuning().items() if asks.keep_float32}
@@ -114,11 +118,7 @@ def check_series(door: str, x: Tensor, width: int, reset: Tensor | None, like: T
     dtype = accumulate_dtype(x.dtype) if wide else x.dtype
     if dtype != like.dtype and not (x.is_floating_point() and autocasts(x.device.type)):
         raise ValueError(f"{door}: x must be {like.dtype} as the weights are, got {x.dtype}")
-    if reset is not None:
-        check_tensor(door, "reset", reset)
-        check_shape(door, "reset", reset, "(B, T)", tuple(x.shape[:2]))
-        if reset.dtype != torch.bool:
-            raise TypeError(f"{door}: reset must be torch.bool, got {reset.dtype}")
+    check_reset(door, reset, *x.shape[:2])
 
 
 def check_state_tensor(

@@ -3,7 +3,6 @@
 B batch, T time, D model width, K taps.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types
 from minrnn.mixers.inner import inner_config, make_inner
 from minrnn.mixers.segments import Joined
 
@@ -79,10 +78,6 @@ class H3(Mixer):
         self.skip = nn.Parameter(torch.randn(width))
         self.inner = make_inner(config.inner, width, config.options, place)
         self.output = nn.Linear(width, width)
-
-    def tuning(self) -> Mapping[str, Tuning]:
-        """What the inner layer's parameters ask for."""
-        return {f"inner.{name}": asks for name, asks in self.inner.tuning().items()}
 
     def forward(
         self, x: Tensor, state: H3State | None = None, *, reset: Tensor | None = None

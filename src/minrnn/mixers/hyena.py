@@ -150,10 +150,6 @@ class LongConv(Mixer):
         self.width = width
         self.filter = ImplicitFilter(width, config)
 
-    def tuning(self) -> Mapping[str, Tuning]:
-        """That of the filter."""
-        return {f"filter.{name}": asks for name, asks in self.filter.tuning().items()}
-
     def forward(
         self, x: Tensor, state: LongConvState | None = None, *, reset: Tensor | None = None
     ) -> tuple[Tensor, LongConvState]:
@@ -233,10 +229,6 @@ class Hyena(Mixer):
         self.conv = DepthwiseConv((config.order + 1) * width, 3)
         self.filter = ImplicitFilter((config.order - 1) * width, config)
         self.output = nn.Linear(width, width)
-
-    def tuning(self) -> Mapping[str, Tuning]:
-        """That of the filters."""
-        return {f"filter.{name}": asks for name, asks in self.filter.tuning().items()}
 
     def forward(
         self, x: Tensor, state: HyenaState | None = None, *, reset: Tensor | None = None

@@ -4,7 +4,6 @@ B batch, T time, D model width, E = expansion x D channels, K kernel size.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types
 from minrnn.mixers.conv import DepthwiseConv
 from minrnn.mixers.inner import inner_config, make_inner
 
@@ -82,10 +81,6 @@ class Mamba(Mixer):
         self.output = nn.Linear(hidden, width, bias=False)
         with torch.no_grad():
             self.output.weight /= math.sqrt(place.layers)
-
-    def tuning(self) -> Mapping[str, Tuning]:
-        """What the inner layer's parameters ask for."""
-        return {f"inner.{name}": asks for name, asks in self.inner.tuning().items()}
 
     def forward(
         self, x: Tensor, state: MambaState | None = None, *, reset: Tensor | None = None

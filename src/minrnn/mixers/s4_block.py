@@ -3,14 +3,13 @@
 B batch, T time, D model width.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_types
 from minrnn.mixers.inner import inner_config, make_inner
 
 
@@ -80,10 +79,6 @@ class PlainBlock(Mixer):
         self.inner = make_inner(config.inner, width, config.inner_options, place)
         self.dropout = nn.Dropout(config.dropout)
         self.output = nn.Linear(width, 2 * width)
-
-    def tuning(self) -> Mapping[str, Tuning]:
-        """What the inner layer's parameters ask for."""
-        return {f"inner.{name}": asks for name, asks in self.inner.tuning().items()}
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""

@@ -74,7 +74,7 @@ MIXERS: dict[str, Entry] = {
     "gru": Entry(
         GRUMixer,
         GatedConfig,
-        Usual(mlp=0.0, norm="layer"),
+        Usual(),
         "h = (1-z) tanh(W x + r U h') + z h'",
         "none: steps of nn.GRU",
         "T, sequential",
@@ -82,7 +82,7 @@ MIXERS: dict[str, Entry] = {
     "lstm": Entry(
         LSTMMixer,
         GatedConfig,
-        Usual(mlp=0.0, norm="layer"),
+        Usual(),
         "h = o tanh(c), c = f c' + i tanh(W x + U h')",
         "none: steps of nn.LSTM",
         "T, sequential",
@@ -90,7 +90,7 @@ MIXERS: dict[str, Entry] = {
     "gru_loop": Entry(
         GRULoopMixer,
         GatedConfig,
-        Usual(mlp=0.0, norm="layer"),
+        Usual(),
         "h = (1-z) h' + z tanh(W [x, r h'])",
         "none: a loop of cells",
         "T, sequential",
@@ -98,7 +98,7 @@ MIXERS: dict[str, Entry] = {
     "lstm_loop": Entry(
         LSTMLoopMixer,
         GatedConfig,
-        Usual(mlp=0.0, norm="layer"),
+        Usual(),
         "h = o tanh(c), c = f c' + i tanh(W [x, h'])",
         "none: a loop of cells",
         "T, sequential",
@@ -106,7 +106,7 @@ MIXERS: dict[str, Entry] = {
     "s4d": Entry(
         PlainBlock,
         S4DBlockConfig,
-        Usual(mlp=0.0, norm="layer"),
+        Usual(),
         "h = exp(dt A) h' + B x, y = glu(W gelu(Re(C h) + D x)), A diagonal",
         "FFT",
         "T log T",
@@ -114,7 +114,7 @@ MIXERS: dict[str, Entry] = {
     "s4": Entry(
         PlainBlock,
         S4BlockConfig,
-        Usual(mlp=0.0, norm="layer"),
+        Usual(),
         "h = A h' + B x, y = glu(W gelu(Re(C h) + D x)), A diagonal - P P*, bilinear",
         "FFT",
         "T log T",
@@ -122,7 +122,7 @@ MIXERS: dict[str, Entry] = {
     "s6": Entry(
         PlainBlock,
         S6BlockConfig,
-        Usual(mlp=0.0, norm="layer"),
+        Usual(),
         "h = exp(dt A) h' + dt x B, y = glu(W gelu(h C + D x)); dt, B, C from x",
         "fused scan",
         "T",
@@ -138,7 +138,7 @@ MIXERS: dict[str, Entry] = {
     "h3": Entry(
         H3,
         H3Config,
-        Usual(mlp=4.0, mlp_kind="gelu", norm="layer"),
+        Usual(mlp=4.0),
         "y = q ssm(v shift(k))",
         "FFT",
         "T log T",
@@ -146,7 +146,7 @@ MIXERS: dict[str, Entry] = {
     "hyena": Entry(
         Hyena,
         HyenaConfig,
-        Usual(mlp=4.0, mlp_kind="gelu", norm="layer"),
+        Usual(mlp=4.0),
         "y = x0 (K * (x1 v)), K = window MLP(time)",
         "FFT",
         "T log T",
@@ -154,7 +154,7 @@ MIXERS: dict[str, Entry] = {
     "attention": Entry(
         AttentionMixer,
         AttentionConfig,
-        Usual(mlp=4.0, mlp_kind="gelu", norm="layer"),
+        Usual(mlp=4.0),
         "y = softmax(q K^T / sqrt(d)) V",
         "matrix products",
         "T^2",
@@ -162,7 +162,7 @@ MIXERS: dict[str, Entry] = {
     "aaren": Entry(
         Aaren,
         AarenConfig,
-        Usual(mlp=4.0, mlp_kind="gelu", norm="layer"),
+        Usual(mlp=4.0),
         "y = sum of e^s v / sum of e^s, s = q . k, q learned",
         "fused scan",
         "T",
@@ -170,7 +170,7 @@ MIXERS: dict[str, Entry] = {
     "rwkv4": Entry(
         RWKV4,
         RWKV4Config,
-        Usual(mlp=4.0, mlp_kind="channel_mix", norm="layer"),
+        Usual(mlp=4.0, mlp_kind="channel_mix"),
         "y = sigmoid(r) (sum of e^(k - w age) v / sum of e^(k - w age))",
         "fused scan",
         "T",
@@ -178,7 +178,7 @@ MIXERS: dict[str, Entry] = {
     "mlstm": Entry(
         MLSTM,
         MLSTMConfig,
-        Usual(mlp=0.0, norm="layer"),
+        Usual(),
         "C = f C' + i k v^T, n = f n' + i k, y = C^T q / max(|n . q|, 1)",
         "chunkwise",
         "T",
@@ -186,7 +186,7 @@ MIXERS: dict[str, Entry] = {
     "slstm": Entry(
         SLSTM,
         SLSTMConfig,
-        Usual(mlp=1.3, mlp_kind="geglu", norm="layer"),
+        Usual(mlp=1.3, mlp_kind="geglu"),
         "h = o c / n, c = f c + e^i tanh(z), n = f n + e^i; i, f, z, o read h",
         "fused loop",
         "T, sequential",

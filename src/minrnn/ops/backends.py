@@ -73,6 +73,13 @@ def supported(dtype: torch.dtype, *, real: bool) -> bool:
     return dtype in _REAL or (not real and dtype in _COMPLEX)
 
 
+def check_dtype(door: str, name: str, tensor: Tensor, *, real: bool = True) -> None:
+    """Raise TypeError unless the scans take the tensor's dtype."""
+    if not supported(tensor.dtype, real=real):
+        kinds = "float32, float64, bfloat16 or float16" + ("" if real else ", complex64 or complex128")
+        raise TypeError(f"{door}: {name} must be {kinds}, got {tensor.dtype}")
+
+
 def _ran(backend: str) -> str:
     global _last
     _last = backend

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from minrnn._shapes import accumulate_dtype, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_reset, check_tensor, shape_error
 from minrnn.ops import backends
 from minrnn.ops.fused import fused
 from minrnn.ops.sequences import Sequences
@@ -45,13 +45,8 @@ def long_conv(x: Tensor, kernel: Tensor, *, reset: Tensor | None = None) -> Tens
     if kernel.dim() != 2 or len(kernel) != x.shape[2]:
         raise shape_error(door, "kernel", "(D, L)", f"two dimensions, the first {x.shape[2]}", tuple(kernel.shape))
     for name, tensor in (("x", x), ("kernel", kernel)):
-        if not backends.supported(tensor.dtype, real=True):
-            raise TypeError(f"{door}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
-    if reset is not None:
-        check_tensor(door, "reset", reset)
-        check_shape(door, "reset", reset, "(B, T)", tuple(x.shape[:2]))
-        if reset.dtype != torch.bool:
-            raise TypeError(f"{door}: reset must be torch.bool, got {reset.dtype}")
+        backends.check_dtype(door, name, tensor)
+    check_reset(door, reset, *x.shape[:2])
     return _long_conv(x, kernel, reset)[0]
 
 

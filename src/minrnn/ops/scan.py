@@ -162,9 +162,7 @@ def _gated(gates, projection, initial, reset, restart, lengths, reverse, activat
 
 def _check_floating(door: str, name: str, tensor: Tensor, *, real: bool) -> None:
     check_tensor(door, name, tensor)
-    if not backends.supported(tensor.dtype, real=real):
-        kinds = "float32, float64, bfloat16 or float16" + ("" if real else ", complex64 or complex128")
-        raise TypeError(f"{door}: {name} must be {kinds}, got {tensor.dtype}")
+    backends.check_dtype(door, name, tensor, real=real)
 
 
 def _check_device(door: str, name: str, tensor: Tensor, like: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minrnn._shapes import accumulate_dtype, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_reset, check_shape, check_tensor, shape_error
 from minrnn.ops import backends, native
 from minrnn.ops.fused import fused
 from minrnn.ops.scan import linear_scan
@@ -86,13 +86,8 @@ def selective_scan(
         check_tensor(door, name, tensor)
         check_shape(door, name, tensor, letters, wanted)
     for name, tensor in {"u": u, "A": A, **{name: row[0] for name, row in shapes.items()}}.items():
-        if not backends.supported(tensor.dtype, real=True):
-            raise TypeError(f"{door}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
-    if reset is not None:
-        check_tensor(door, "reset", reset)
-        check_shape(door, "reset", reset, "(B, T)", (batch, time))
-        if reset.dtype != torch.bool:
-            raise TypeError(f"{door}: reset must be torch.bool, got {reset.dtype}")
+        backends.check_dtype(door, name, tensor)
+    check_reset(door, reset, batch, time)
     chosen = backends.choose(backends.forced(backend), u, door)
     bias = None if bias is None else bias.to(dtype)
     run = _fused if chosen == "native" else partial(_plain, backend=chosen)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minrnn._shapes import accumulate_dtype, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_reset, check_shape, check_tensor, shape_error
 from minrnn.ops import backends, native
 from minrnn.ops.fused import fused
 
@@ -41,8 +41,7 @@ def short_conv(
     door = "short_conv"
     for name, tensor in (("x", x), ("weight", weight), ("past", past), *([] if bias is None else [("bias", bias)])):
         check_tensor(door, name, tensor)
-        if not backends.supported(tensor.dtype, real=True):
-            raise TypeError(f"{door}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
+        backends.check_dtype(door, name, tensor)
     if x.dim() != 3:
         raise shape_error(door, "x", "(B, T, D)", "three dimensions", tuple(x.shape))
     batch, time, width = x.shape
@@ -54,11 +53,7 @@ def short_conv(
         check_shape(door, "bias", bias, "(D,)", (width,))
         dtype = torch.promote_types(dtype, bias.dtype)
         bias = bias.to(dtype)
-    if reset is not None:
-        check_tensor(door, "reset", reset)
-        check_shape(door, "reset", reset, "(B, T)", (batch, time))
-        if reset.dtype != torch.bool:
-            raise TypeError(f"{door}: reset must be torch.bool, got {reset.dtype}")
+    check_reset(door, reset, batch, time)
     chosen = backends.choose(backends.forced(None), x, door)
     run = _fused if chosen == "native" and len(weight) <= _MOST else _plain
     y, tail = run(x.to(dtype), weight.to(dtype), bias, past.to(dtype), reset)

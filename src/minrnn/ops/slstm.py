@@ -84,8 +84,7 @@ def slstm_scan(
     check_tensor(door, "into", into)
     if into.dim() != 3:
         raise shape_error(door, "into", "(B, T, D)", "three dimensions", tuple(into.shape))
-    if not backends.supported(into.dtype, real=True):
-        raise TypeError(f"{door}: into must be float32, float64, bfloat16 or float16, got {into.dtype}")
+    backends.check_dtype(door, "into", into)
     batch, _, width = into.shape
     dtype = accumulate_dtype(into.dtype)
     for name, tensor in (("forget", forget), ("candidate", candidate), ("output", output)):
@@ -108,8 +107,7 @@ def slstm_scan(
         check_tensor(door, name, tensor)
         check_shape(door, name, tensor, "(B, D)", (batch, width))
     for name, tensor in {"recurrent": recurrent, "bias": bias, **states}.items():
-        if not backends.supported(tensor.dtype, real=True):
-            raise TypeError(f"{door}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
+        backends.check_dtype(door, name, tensor)
     if reset is not None:
         check_tensor(door, "reset", reset)
         check_shape(door, "reset", reset, "(B, T)", tuple(into.shape[:2]))

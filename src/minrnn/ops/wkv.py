@@ -70,8 +70,7 @@ def wkv(
     check_tensor(door, "keys", keys)
     if keys.dim() != 3:
         raise shape_error(door, "keys", "(B, T, D)", "three dimensions", tuple(keys.shape))
-    if not backends.supported(keys.dtype, real=True):
-        raise TypeError(f"{door}: keys must be float32, float64, bfloat16 or float16, got {keys.dtype}")
+    backends.check_dtype(door, "keys", keys)
     batch, time, width = keys.shape
     dtype, shape = accumulate_dtype(keys.dtype), (batch, width)
     check_tensor(door, "values", values)
@@ -89,8 +88,7 @@ def wkv(
         check_shape(door, f"initial.{name}", tensor, "(B, D)", shape)
     named = {"decay": decay, "bonus": bonus, **{f"initial.{name}": x for name, x in initial._asdict().items()}}
     for name, tensor in named.items():
-        if not backends.supported(tensor.dtype, real=True):
-            raise TypeError(f"{door}: {name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}")
+        backends.check_dtype(door, name, tensor)
     if reset is not None:
         check_tensor(door, "reset", reset)
         check_shape(door, "reset", reset, "(B, T)", (batch, time))
