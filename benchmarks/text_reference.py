@@ -125,7 +125,7 @@ def measure_recipe(data: str, weights: Path) -> dict[str, float]:
     model = Transformer(task.vocabulary).eval()
     model.load_state_dict(torch.load(weights, weights_only=True))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {"held_out": task.evaluate(model), "steps": STEPS, "parameters": parameters}
+    return {**task.evaluate(model), "steps": STEPS, "parameters": parameters}
 
 
 def in_turns(processes: dict[str, subprocess.Popen[bytes]], turn: float) -> dict[str, float]:

@@ -30,14 +30,14 @@ def test_a_batch_is_a_function_of_seed_and_step(name):
     task = TASKS[name]
     assert same(task.batch(3, 5), task.batch(3, 5))
     assert not same(task.batch(3, 5), task.batch(3, 6)) and not same(task.batch(3, 5), task.batch(4, 5))
-    assert same(task.held_out(3, 5), task.held_out(3, 5)) and not same(task.batch(3, 5), task.held_out(3, 5))
+    assert same(task.held_out(5), task.held_out(5)) and not same(task.batch(0, 5), task.held_out(5))
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_tokens_and_answers_are_in_the_vocabulary(name):
-    for make in (TASKS[name].batch, TASKS[name].held_out):
+    for held_out in (False, True):
         for step in range(20):
-            tokens, targets = make(0, step)
+            tokens, targets = TASKS[name].held_out(step) if held_out else TASKS[name].batch(0, step)
             assert tokens.shape == targets.shape and tokens.dtype == targets.dtype == torch.int64
             assert tokens.min() >= 0 and tokens.max() < TASKS[name].vocabulary
             wanted = targets[targets != IGNORED]
@@ -50,8 +50,8 @@ def test_loss_and_accuracy_are_of_the_answers_alone(name):
 
     def oracle(tokens):
         """Right answers, wherever the same questions come from."""
-        for index in range(2):
-            known, targets = task.held_out(7, index)
+        for index in range(task.examination):
+            known, targets = task.held_out(index)
             if known.shape == tokens.shape and torch.equal(known, tokens):
                 return torch.nn.functional.one_hot(targets.clamp(min=0), task.vocabulary) * 100.0, None
         raise AssertionError("unknown questions")
@@ -59,9 +59,9 @@ def test_loss_and_accuracy_are_of_the_answers_alone(name):
     def uniform(tokens):
         return torch.zeros(*tokens.shape, task.vocabulary), None
 
-    assert task.evaluate(oracle, seed=7, batches=2) == {"accuracy": 1.0, "loss": 0.0}
-    assert task.evaluate(uniform, seed=7, batches=2)["loss"] == pytest.approx(np.log(task.vocabulary))
-    assert task.loss(oracle, task.held_out(7, 0)) == 0
+    assert task.evaluate(oracle) == {"held_out": 0.0, "accuracy": 1.0}
+    assert task.evaluate(uniform)["held_out"] == pytest.approx(np.log(task.vocabulary))
+    assert task.loss(oracle, task.held_out(0)) == 0
     assert task.loss(uniform, task.batch(0, 0)).item() == pytest.approx(np.log(task.vocabulary))
 
 
@@ -107,7 +107,7 @@ def test_formal_languages(name, held_out):
     task, empty = FormalLanguage(name, 16), LANGUAGES[name].symbols
     lengths = set()
     for step in range(40):
-        tokens, targets = (task.held_out if held_out else task.batch)(0, step)
+        tokens, targets = task.held_out(step) if held_out else task.batch(0, step)
         length = int((targets[0] == IGNORED).sum()) + (0 if name == "bucket_sort" else 1)
         for row, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
             word = row[: row.index(empty)]
@@ -126,7 +126,7 @@ def test_formal_languages(name, held_out):
 def test_words_are_short_to_train_on_and_long_to_be_examined_by():
     task = FormalLanguage("parity", 2)
     trained = [task.batch(0, step)[0].shape[1] - 1 for step in range(300)]
-    examined = [task.held_out(0, step)[0].shape[1] - 1 for step in range(300)]
+    examined = [task.held_out(step)[0].shape[1] - 1 for step in range(300)]
     assert (min(trained), max(trained)) == (1, 40)
     assert 40 <= min(examined) < 45 and 250 < max(examined) <= 256
 
@@ -176,6 +176,7 @@ def test_listops_as_published_is_made_in_time():
         (lambda: SelectiveCopying(4, 2, 2), "vocabulary must be at least 3, got 2"),
         (lambda: SelectiveCopying(4, 2, convention="x"), "convention must be one of .* got 'x'"),
         (lambda: SelectiveCopying(4, 2, batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda: ListOps(examination=0), "examination must be at least 1, got 0"),
         (lambda: FormalLanguage("latin"), "language must be one of bucket_sort, .* got 'latin'"),
         (lambda: FormalLanguage("parity", trained=(5, 4)), "trained must be"),
         (lambda: ListOps(100, 100), "length must be at least shortest"),

@@ -22,6 +22,7 @@ import minrnn.models
 import minrnn.train.module
 from minrnn.models import BackboneConfig
 from minrnn.tasks import TextConfig, TextTask
+from minrnn.tasks.text import score
 from minrnn.train import RunConfig, TrainConfig
 from minrnn.train.files import CheckpointFile, Metrics
 from minrnn.train.module import AT_ONCE, Interrupted, Journal
@@ -111,10 +112,49 @@ def test_a_run_holds_everything(whole, config):
     assert (stored.backbone, stored.train) == (config.backbone, config.train)
     task, model = TextTask(stored.task), minrnn.models.load(whole)
     result = json.loads((whole / "result.json").read_text())
-    assert result["held_out"] == pytest.approx(task.evaluate(model), rel=1e-6)
-    assert result["held_out_carried"] == pytest.approx(task.evaluate(model, carried=True), rel=1e-6)
+    assert result["held_out"] == pytest.approx(task.evaluate(model)["held_out"], rel=1e-6)
+    carried = score(model, task.held_out, task.config, carried=True)
+    assert result["held_out_carried"] == pytest.approx(carried, rel=1e-6)
     assert result["held_out"] < 2.6 < lines[0]["loss"]  # it learns
     assert result["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("config", ["bf16-mixed"], indirect=True)
+def test_mixed_precision_trains_with_clipped_gradients(config, tmp_path, monkeypatch):
+    norms, clip = [], torch.nn.utils.clip_grad_norm_
+
+    def clipping(parameters, most):
+        parameters = list(parameters)
+        norms.append((clip(parameters, most), most))
+        return norms[-1][0]
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipping)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=20, clip=0.25))
+    assert train(config, tmp_path / "run", console=quiet())["held_out"] < 3.2
+    assert len(norms) == 20 and {most for _, most in norms} == {0.25}
+
+
+def test_training_ends_where_it_no_longer_helps_and_keeps_the_best(config, tmp_path, monkeypatch):
+    """A held-out loss that only rises after step 20; stopped and resumed, once at its end too."""
+    measured, evaluate = [], TextTask.evaluate
+
+    def rising(self, model, *, device="cpu"):
+        metrics = evaluate(self, model, device=device)
+        measured.append(metrics["held_out"])
+        return metrics if len(measured) == 1 else {"held_out": measured[0] + len(measured)}
+
+    monkeypatch.setattr(TextTask, "evaluate", rising)
+    settings = dataclasses.replace(config.train, eval_every=10, patience=20, keep="best", steps=1000)
+    config = dataclasses.replace(config, train=settings)
+    result = train(config, tmp_path / "run", console=quiet())
+    assert result["held_out"] == measured[0] and (result["steps"], result["best_step"]) == (30, 10)
+    assert curve(tmp_path / "run")[-1]["step"] == 30 and len(measured) == 3
+    task, model = TextTask(config.task), minrnn.models.load(tmp_path / "run")
+    assert evaluate(task, model)["held_out"] == pytest.approx(measured[0], rel=1e-6)
+    kept = (tmp_path / "run" / "model.safetensors").read_bytes()
+    again = train(RunConfig.of_run(tmp_path / "run"), tmp_path / "run", resume=True, console=quiet())
+    assert {**again, "seconds": 0} == {**result, "seconds": 0} and len(measured) == 3
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == kept
 
 
 def test_the_seed_decides_the_run(whole, config, tmp_path):
@@ -220,7 +260,8 @@ def test_a_second_request_is_obeyed_at_once_and_close_gives_all_back(signum, tmp
     screen = io.StringIO()
     journal = Journal(tmp_path, Metrics(tmp_path / "metrics.jsonl"), Console(file=screen))
     try:
-        journal.on_train_start(SimpleNamespace(is_global_zero=False), None)
+        trainer = SimpleNamespace(is_global_zero=False, global_step=0)
+        journal.on_train_start(trainer, SimpleNamespace(config=TrainConfig()))
         signal.raise_signal(signum)
         assert "stopping after this step" in screen.getvalue()
         assert signal.getsignal(signum) == AT_ONCE[signum]
@@ -417,6 +458,9 @@ def test_a_directory_that_is_no_run_is_named(tmp_path):
         ("weight_decay", float("inf"), "finite"),
         ("beta2", 1.0, "in \\[0, 1\\)"),
         ("precision", "half", "one of"),
+        ("patience", -1, "at least 0"),
+        ("decay", "linear", "one of"),
+        ("keep", "all", "one of"),
         ("precision", "16-mixed", "one of"),
     ],
 )
@@ -431,6 +475,7 @@ def test_the_learning_rate_rises_and_falls():
     assert rates[0] == 0.1 and max(rates) == rates[10] == 1.0 and rates[100] == pytest.approx(0)
     assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
     assert TrainConfig(steps=1, warmup=0).schedule(0) == 1.0
+    assert [TrainConfig(steps=9, warmup=2, decay="constant").schedule(step) for step in range(4)] == [0.5, 1, 1, 1]
 
 
 @pytest.mark.parametrize(

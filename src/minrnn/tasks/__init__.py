@@ -7,6 +7,7 @@ from minrnn.tasks.answers import AnswerTask, Questions
 from minrnn.tasks.copying import SelectiveCopying
 from minrnn.tasks.formal import FormalLanguage
 from minrnn.tasks.listops import ListOps
+from minrnn.tasks.task import Task
 from minrnn.tasks.text import TextConfig, TextTask
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "ListOps",
     "Questions",
     "SelectiveCopying",
+    "Task",
     "TextConfig",
     "TextTask",
 ]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minrnn.tasks.text import Model
+from minrnn.tasks.task import Model
 
 IGNORED = -100  # the target where no answer is wanted; torch's cross-entropy passes it by
 HELD_OUT = 1  # the last number of an evaluation batch's seed; training batches have only two
@@ -34,12 +34,14 @@ class AnswerTask(ABC):
 
     Args:
         batch_size: questions in a batch.
+        examination: batches in the evaluation set.
     """
 
-    def __init__(self, batch_size: int) -> None:
-        if batch_size < 1:
-            raise ValueError(f"{type(self).__name__}: batch_size must be at least 1, got {batch_size}")
-        self.batch_size = batch_size
+    def __init__(self, batch_size: int, examination: int) -> None:
+        for name, got in (("batch_size", batch_size), ("examination", examination)):
+            if got < 1:
+                raise ValueError(f"{type(self).__name__}: {name} must be at least 1, got {got}")
+        self.batch_size, self.examination = batch_size, examination
 
     @property
     @abstractmethod
@@ -54,9 +56,9 @@ class AnswerTask(ABC):
         """The training batch of a step."""
         return self.make(np.random.default_rng((seed, step)), held_out=False)
 
-    def held_out(self, seed: int, index: int) -> Questions:
-        """The evaluation batch `index` of the set that `seed` fixes; no training batch shares its random numbers."""
-        return self.make(np.random.default_rng((seed, index, HELD_OUT)), held_out=True)
+    def held_out(self, index: int) -> Questions:
+        """The evaluation batch `index`, always the same; no training batch shares its random numbers."""
+        return self.make(np.random.default_rng((0, index, HELD_OUT)), held_out=True)
 
     def loss(self, model: Model, batch: Questions) -> Tensor:
         """Mean cross-entropy of the answers in nats."""
@@ -65,26 +67,22 @@ class AnswerTask(ABC):
         return F.cross_entropy(logits[wanted], batch.targets[wanted])
 
     @torch.no_grad()
-    def evaluate(
-        self, model: Model, *, seed: int = 0, batches: int = 20, device: torch.device | str = "cpu"
-    ) -> dict[str, float]:
-        """The share of right answers, and the mean cross-entropy in nats, over an evaluation set.
+    def evaluate(self, model: Model, *, device: torch.device | str = "cpu") -> dict[str, float]:
+        """The mean cross-entropy in nats and the share of right answers over the evaluation set.
 
         Args:
             model: gives (logits, state) for tokens; in eval mode.
-            seed: of the set.
-            batches: how many it has.
             device: where the model is.
         """
         right, nats, answers = 0, 0.0, 0
-        for index in range(batches):
-            tokens, targets = (each.to(device) for each in self.held_out(seed, index))
+        for index in range(self.examination):
+            tokens, targets = (each.to(device) for each in self.held_out(index))
             wanted = targets != IGNORED
             logits, answer = model(tokens)[0][wanted], targets[wanted]
             right += int((logits.argmax(-1) == answer).sum())
             nats += F.cross_entropy(logits.float(), answer, reduction="sum").item()
             answers += len(answer)
-        return {"accuracy": right / answers, "loss": nats / answers}
+        return {"held_out": nats / answers, "accuracy": right / answers}
 
 
 def questions(tokens: np.ndarray, answers: np.ndarray) -> Questions:

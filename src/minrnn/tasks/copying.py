@@ -25,6 +25,7 @@ class SelectiveCopying(AnswerTask):
         vocabulary: V, blank and cue included.
         batch_size: B.
         convention: "minrnn" or "s4".
+        examination: batches in the evaluation set.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -40,8 +41,9 @@ class SelectiveCopying(AnswerTask):
         vocabulary: int = 16,
         batch_size: int = 64,
         convention: Convention = "minrnn",
+        examination: int = 20,
     ) -> None:
-        super().__init__(batch_size)
+        super().__init__(batch_size, examination)
         if convention not in get_args(Convention):
             raise ValueError(f"SelectiveCopying: convention must be one of {get_args(Convention)}, got {convention!r}")
         if not 1 <= tokens <= length:

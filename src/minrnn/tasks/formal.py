@@ -90,6 +90,7 @@ class FormalLanguage(AnswerTask):
         language: a key of `LANGUAGES`.
         batch_size: B.
         trained, examined: the shortest and the longest word.
+        examination: batches in the evaluation set.
 
     Raises:
         ValueError: no language has this name, or lengths are no range.
@@ -104,8 +105,9 @@ class FormalLanguage(AnswerTask):
         batch_size: int = 256,
         trained: tuple[int, int] = TRAINED,
         examined: tuple[int, int] = EXAMINED,
+        examination: int = 20,
     ) -> None:
-        super().__init__(batch_size)
+        super().__init__(batch_size, examination)
         if language not in LANGUAGES:
             raise ValueError(f"FormalLanguage: language must be one of {', '.join(LANGUAGES)}, got {language!r}")
         for name, (shortest, longest) in (("trained", trained), ("examined", examined)):

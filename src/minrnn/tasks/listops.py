@@ -33,6 +33,7 @@ class ListOps(AnswerTask):
         batch_size: B.
         depth: how deeply lists are nested at most.
         arguments: how many arguments a list has at most; 2 at least.
+        examination: batches in the evaluation set.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -42,9 +43,15 @@ class ListOps(AnswerTask):
     """
 
     def __init__(
-        self, length: int = 2000, shortest: int = 500, batch_size: int = 32, depth: int = 10, arguments: int = 10
+        self,
+        length: int = 2000,
+        shortest: int = 500,
+        batch_size: int = 32,
+        depth: int = 10,
+        arguments: int = 10,
+        examination: int = 20,
     ) -> None:
-        super().__init__(batch_size)
+        super().__init__(batch_size, examination)
         for name, least, got in (("depth", 1, depth), ("arguments", 2, arguments), ("shortest", 4, shortest)):
             if got < least:
                 raise ValueError(f"ListOps: {name} must be at least {least}, got {got}")

@@ -4,9 +4,7 @@ The first 90% of the characters train, the last 10% are held out. B batch, T win
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +14,8 @@ from torch import Tensor
 
 from minrnn.mixers.contract import check_types
 from minrnn.tasks.corpus import read_corpus
+from minrnn.tasks.task import Model
 from minrnn.tasks.vocabulary import encode, make_tokenizer
-
-Model = Callable[..., tuple[Tensor, Any]]  # (tokens (B, T), state) -> (logits (B, T, vocabulary), state)
 
 
 @dataclass(frozen=True)
@@ -100,9 +97,9 @@ class TextTask:
         logits, _ = model(batch[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
-    def evaluate(self, model: Model, *, carried: bool = False, device: torch.device | str = "cpu") -> float:
-        """`score` on all that is held out."""
-        return score(model, self.held_out, self.config, carried=carried, device=device)
+    def evaluate(self, model: Model, *, device: torch.device | str = "cpu") -> dict[str, float]:
+        """`score` on all that is held out, in windows from zero state."""
+        return {"held_out": score(model, self.held_out, self.config, device=device)}
 
 
 def checksum(text: str) -> str:

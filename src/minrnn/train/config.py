@@ -12,21 +12,26 @@ from minrnn.models import BackboneConfig
 from minrnn.tasks import TextConfig
 
 Precision = Literal["32-true", "bf16-mixed", "64-true"]
+Decay = Literal["cosine", "constant"]
+Keep = Literal["last", "best"]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """AdamW, warm-up then a cosine down to zero.
+    """AdamW, a warm-up, then a cosine down to zero or a constant learning rate.
 
     Args:
         steps: training steps
         lr: highest learning rate
         warmup: steps in which the learning rate rises to it
+        decay: of the learning rate after that: cosine or constant
         beta2: how slowly AdamW's second moment moves
         weight_decay: AdamW's decay of the matrices (nothing else decays)
         clip: highest norm of the gradient
         eval_every: steps between two measurements of the held-out loss
         save_every: steps between two checkpoints
+        patience: end after so many steps in which the held-out loss found no new minimum; 0 for never
+        keep: the model of the last step, or the best by its held-out loss
         seed: of the weights, the batches and dropout
         precision: of weights, and of arithmetic where they differ
         devices: processes that share a batch, one device each
@@ -35,11 +40,14 @@ class TrainConfig:
     steps: int = 2700
     lr: float = 8e-3
     warmup: int = 100
+    decay: Decay = "cosine"
     beta2: float = 0.99
     weight_decay: float = 0.1
     clip: float = 1.0
     eval_every: int = 250
     save_every: int = 50
+    patience: int = 0
+    keep: Keep = "last"
     seed: int = 0
     precision: Precision = "32-true"
     devices: int = 1
@@ -49,7 +57,7 @@ class TrainConfig:
         for name in ("steps", "eval_every", "save_every", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TrainConfig: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "weight_decay", "seed"):
+        for name in ("warmup", "weight_decay", "patience", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"TrainConfig: {name} must be at least 0, got {getattr(self, name)}")
         if self.seed >= 2**64:
@@ -62,13 +70,16 @@ class TrainConfig:
                 raise ValueError(f"TrainConfig: {name} must be finite, got {getattr(self, name)}")
         if not 0 <= self.beta2 < 1:
             raise ValueError(f"TrainConfig: beta2 must be in [0, 1), got {self.beta2}")
-        if self.precision not in get_args(Precision):
-            raise ValueError(f"TrainConfig: precision must be one of {get_args(Precision)}, got {self.precision!r}")
+        for name, kinds in (("decay", Decay), ("keep", Keep), ("precision", Precision)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(f"TrainConfig: {name} must be one of {get_args(kinds)}, got {getattr(self, name)!r}")
 
     def schedule(self, step: int) -> float:
         """The learning rate of step `step` (from 0) as a fraction of `lr`."""
         if step < self.warmup:
             return (step + 1) / self.warmup
+        if self.decay == "constant":
+            return 1.0
         return 0.5 + 0.5 * math.cos(math.pi * (step - self.warmup) / max(self.steps - self.warmup, 1))
 
 

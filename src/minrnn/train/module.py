@@ -16,14 +16,18 @@ import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from minrnn.models import LanguageModel, parameter_groups, save
-from minrnn.tasks import TextTask
+from minrnn.tasks import Task
 from minrnn.train.config import TrainConfig
 from minrnn.train.files import Metrics
 
 # What a second request to stop does, whatever the handlers were before the run.
 AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
+_KEPT = ("seconds", "held_out", "best", "best_step")  # of the Journal, in a checkpoint
 
 
 class Interrupted(Exception):
@@ -37,20 +41,20 @@ class Interrupted(Exception):
 class Training(L.LightningModule):
     """A model, a task and an optimiser. The step number alone says which batch and which random numbers come next."""
 
-    def __init__(self, model: LanguageModel, task: TextTask, config: TrainConfig) -> None:
+    def __init__(self, model: LanguageModel, task: Task, config: TrainConfig) -> None:
         super().__init__()
         self.model, self.task, self.config = model, task, config
 
-    def train_dataloader(self) -> Iterator[Tensor]:
+    def train_dataloader(self) -> Iterator[Any]:
         rank, size = self.trainer.global_rank, self.trainer.world_size
         for step in itertools.count(self.trainer.global_step):
-            yield self.task.batch(self.config.seed, step)[rank::size]
+            yield tree_map(lambda rows: rows[rank::size], self.task.batch(self.config.seed, step))
 
-    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         numbers = (self.config.seed, self.trainer.global_step, self.trainer.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.task.loss(self.model, batch)
 
     def configure_optimizers(self) -> Any:
@@ -58,6 +62,11 @@ class Training(L.LightningModule):
         optimizer = torch.optim.AdamW(groups, betas=(0.9, self.config.beta2), fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.config.schedule)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        # Lightning's own refuses fused optimisers in mixed precision, for the sake of a gradient scaler, of which
+        # there is none here.
+        torch.nn.utils.clip_grad_norm_(self.parameters(), self.config.clip)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         shapes = [
@@ -79,7 +88,8 @@ class Journal(L.Callback):
         self.run, self.metrics, self.console, self.log_every = run, metrics, console, log_every
         self.seconds = 0.0  # of all sessions of this run
         self.loss = math.nan  # the latest
-        self.held_out: float | None = None
+        self.held_out: float | None = None  # the latest
+        self.best, self.best_step = math.inf, 0  # the lowest held-out loss, and after which step it was seen
         self.began = False  # whether training has; before, a checkpoint may be at fault for what fails
         self._asked_to_stop: int | None = None
         # Read now: when training starts, Lightning has put its own in their place. Other threads cannot set any.
@@ -92,13 +102,14 @@ class Journal(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: Training) -> None:
         self.began, self._started = True, time.monotonic() - self.seconds
+        trainer.should_stop = self._at_end(trainer.global_step, module.config)  # a run that is resumed at its end
         if trainer.is_global_zero:
             self.metrics.rewind(trainer.global_step)
         for signum in self._handlers:
             signal.signal(signum, self._ask_to_stop)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: Training, outputs: Any, batch: Tensor, batch_idx: int
+        self, trainer: L.Trainer, module: Training, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, config = trainer.global_step, module.config
         self.seconds = time.monotonic() - self._started
@@ -106,31 +117,43 @@ class Journal(L.Callback):
         own = torch.stack([outputs["loss"], outputs["loss"].new_tensor(self._asked_to_stop is not None)])
         self.loss, asked_to_stop = trainer.strategy.reduce(own, reduce_op="mean").tolist()
         self._check_finite(module, step, "loss", self.loss)
-        last = step == config.steps
-        if trainer.is_global_zero and (step % self.log_every == 0 or last):
+        if trainer.is_global_zero and (step % self.log_every == 0 or step == config.steps):
             rate = config.lr * config.schedule(step - 1)
             self.metrics.append(step, loss=self.loss, lr=rate, seconds=round(self.seconds, 3))
-        if step % config.eval_every == 0 or last:
-            module.eval()
-            self.held_out = module.task.evaluate(module.model, device=module.device)
-            module.train()
-            self._check_finite(module, step, "held-out loss", self.held_out)
-            if trainer.is_global_zero:
-                self.metrics.append(step, held_out=self.held_out)
+        if step % config.eval_every == 0 or step == config.steps:
+            self._examine(trainer, module, step)
+        last = trainer.should_stop = self._at_end(step, config)
         if step % config.save_every == 0 or last or asked_to_stop:
             weights = sum(parameter.double().sum().item() for parameter in module.model.parameters())
             self._check_finite(module, step, "sum of the weights", weights)
-            if trainer.is_global_zero:
+            if trainer.is_global_zero and config.keep == "last":
                 save(module.model, self.run)
             trainer.save_checkpoint(self.checkpoint)  # last: killed before it, a resumed run saves the model again
         if asked_to_stop and not last:
             raise Interrupted(self._asked_to_stop or signal.SIGTERM, step)
 
-    def state_dict(self) -> dict[str, float]:
-        return {"seconds": self.seconds}
+    def _examine(self, trainer: L.Trainer, module: Training, step: int) -> None:
+        module.eval()
+        metrics = module.task.evaluate(module.model, device=module.device)
+        module.train()
+        self.held_out = metrics["held_out"]
+        self._check_finite(module, step, "held-out loss", self.held_out)
+        if trainer.is_global_zero:
+            self.metrics.append(step, **metrics)
+        if self.held_out < self.best:
+            self.best, self.best_step = self.held_out, step
+            if trainer.is_global_zero and module.config.keep == "best":
+                save(module.model, self.run)
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self.seconds = state_dict["seconds"]
+    def _at_end(self, step: int, config: TrainConfig) -> bool:
+        return step == config.steps or 0 < config.patience <= step - self.best_step
+
+    def state_dict(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in _KEPT}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name in _KEPT:
+            setattr(self, name, state_dict[name])
 
     def close(self) -> None:
         """Give the signals back. (Lightning calls no `teardown` after an exception.)"""

@@ -7,7 +7,7 @@ import lightning.pytorch as L
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from minrnn.train.module import Journal
 
@@ -32,14 +32,14 @@ class Bar(L.Callback):
         self.bar.start()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now, step = time.monotonic(), trainer.global_step
         if now - self._told < self.every_seconds and step != trainer.max_steps:
             return
         self._told = now
         pace = (now - self._started) / (step - self._first)
-        rate = batch.shape[0] * (batch.shape[1] - 1) * trainer.world_size / pace
+        rate = tree_leaves(batch)[0].numel() * trainer.world_size / pace
         left = round(pace * (trainer.max_steps - step))
         held_out = self.journal.held_out
         status = f"loss {self.journal.loss:.3f}"

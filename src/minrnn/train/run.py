@@ -2,25 +2,22 @@
 
 import dataclasses
 import json
-import logging
-import warnings
-from contextlib import closing
 from pathlib import Path
 
-import lightning.pytorch as L
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from minrnn.models import LanguageModel, LanguageModelConfig, generate, replace_files, save
+from minrnn.models import LanguageModel, LanguageModelConfig, generate, load, replace_files, save
 from minrnn.tasks import TextTask
 from minrnn.tasks.corpus import locate
+from minrnn.tasks.text import score
 from minrnn.tasks.vocabulary import decode_stream, load_tokenizer
-from minrnn.train.config import RunConfig
+from minrnn.train.config import RunConfig, TrainConfig
 from minrnn.train.curve import draw_curve
-from minrnn.train.files import CheckpointFile, Metrics
-from minrnn.train.module import Journal, Training
-from minrnn.train.progress import Bar, make_console
+from minrnn.train.fit import fit
+from minrnn.train.module import Journal
+from minrnn.train.progress import make_console
 
 
 def train(
@@ -45,8 +42,6 @@ def train(
         Interrupted: stopped by Ctrl-C or SIGTERM; saved, and ready to resume.
         KeyboardInterrupt: Ctrl-C once more, or outside the steps; the last checkpoint is unharmed.
     """
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     console = console or make_console()
     main_process = rank_zero_only.rank == 0  # Lightning starts the others with this same call
     if main_process and not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -75,56 +70,19 @@ def train(
         console,
         f"{config.task.data}: {len(task.train):,} {task.config.unit}s to train on, {len(task.held_out) - 1:,} held out",
     )
-    journal = Journal(out, Metrics(out / "metrics.jsonl"), console)
-    _fit(Training(model, task, config.train), journal, console)
-    return _finish(model.eval(), task, journal, console) if main_process else {}
+    journal = fit(model, task, config.train, out, console)
+    return _finish(load(out), task, config.train, journal, console) if main_process else {}
 
 
-def _fit(module: Training, journal: Journal, console: Console) -> None:
-    config = module.config
-    checkpoint = journal.checkpoint if journal.checkpoint.exists() else None
-    try:
-        with closing(journal), closing(Bar(console, journal)) as bar, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.|torch\.")  # about their own insides
-            trainer = L.Trainer(
-                max_steps=config.steps,
-                gradient_clip_val=config.clip,
-                precision=config.precision,
-                devices=config.devices,
-                accelerator="auto",
-                callbacks=[journal, bar],
-                plugins=[CheckpointFile()],
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                default_root_dir=journal.run,
-            )
-            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit as stop:  # what Lightning makes of Ctrl-C
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
-    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-        if checkpoint is None or journal.began:
-            raise
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise ValueError(f"checkpoint: {checkpoint} is torn, or not a checkpoint of minrnn: {reason}") from error
-    except BrokenPipeError:  # nobody reads the output: nothing is wrong with the disk
-        raise
-    except OSError as error:
-        raise OSError(
-            f"train: cannot write into {journal.run}: {error.strerror or error}; "
-            "the last checkpoint is unharmed, --resume goes on from it"
-        ) from error
-
-
-def _finish(model: LanguageModel, task: TextTask, journal: Journal, console: Console) -> dict[str, float | None]:
+def _finish(
+    model: LanguageModel, task: TextTask, config: TrainConfig, journal: Journal, console: Console
+) -> dict[str, float | None]:
     """Measure, draw, sample; what all of it says is printed and kept in result.json."""
     lines = journal.metrics.read()
     result = {
-        "held_out": [line["held_out"] for line in lines if "held_out" in line][-1],
-        "held_out_carried": task.evaluate(model, carried=True) if model.constant_state else None,
+        "held_out": journal.best if config.keep == "best" else journal.held_out,
+        "held_out_carried": score(model, task.held_out, task.config, carried=True) if model.constant_state else None,
+        "best_step": journal.best_step,
         "steps": lines[-1]["step"],
         "parameters": _parameters(model),
         "seconds": round(journal.seconds, 1),

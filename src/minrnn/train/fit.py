@@ -1,0 +1,75 @@
+"""One training run of any model on any task, on Lightning."""
+
+import logging
+import warnings
+from contextlib import closing
+from pathlib import Path
+
+import lightning.pytorch as L
+from rich.console import Console
+
+from minrnn.models import LanguageModel
+from minrnn.tasks import Task
+from minrnn.train.config import TrainConfig
+from minrnn.train.files import CheckpointFile, Metrics
+from minrnn.train.module import Journal, Training
+from minrnn.train.progress import Bar
+
+
+def fit(model: LanguageModel, task: Task, config: TrainConfig, run: Path, console: Console) -> Journal:
+    """Train `model` on `task`, from the last checkpoint in the directory `run` if it has one.
+
+    Args:
+        model: trained in place; its config and weights are saved in `run`, as `config.keep` says.
+        task: gives batches, loss and metrics.
+        config: how to train.
+        run: an existing directory, whose metrics.jsonl has the measurements.
+        console: where progress is shown.
+
+    Returns:
+        The journal of the run: seconds, the lowest held-out loss and its step.
+
+    Raises:
+        ValueError: the checkpoint is not right, or the loss is no longer finite.
+        OSError: the disk is full; the last checkpoint is unharmed.
+        Interrupted: stopped by Ctrl-C or SIGTERM; saved, and ready to go on.
+        KeyboardInterrupt: Ctrl-C once more, or outside the steps; the last checkpoint is unharmed.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    journal = Journal(run, Metrics(run / "metrics.jsonl"), console)
+    checkpoint = journal.checkpoint if journal.checkpoint.exists() else None
+    try:
+        with closing(journal), closing(Bar(console, journal)) as bar, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.|torch\.")  # about their own insides
+            trainer = L.Trainer(
+                max_steps=config.steps,
+                precision=config.precision,
+                devices=config.devices,
+                accelerator="auto",
+                callbacks=[journal, bar],
+                plugins=[CheckpointFile()],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                default_root_dir=journal.run,
+            )
+            trainer.fit(Training(model, task, config), ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:  # what Lightning makes of Ctrl-C
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        if checkpoint is None or journal.began:
+            raise
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(f"checkpoint: {checkpoint} is torn, or not a checkpoint of minrnn: {reason}") from error
+    except BrokenPipeError:  # nobody reads the output: nothing is wrong with the disk
+        raise
+    except OSError as error:
+        raise OSError(
+            f"train: cannot write into {journal.run}: {error.strerror or error}; "
+            "the last checkpoint is unharmed, --resume goes on from it"
+        ) from error
+    return journal
