@@ -19,6 +19,7 @@ usage: minrnn COMMAND ...
   generate   continue a prompt, as long as you like
   info       versions, backends, threads and memory settings
   bench      time and memory of the layers against nn.GRU, nn.LSTM and others
+  reproduce  the experiments of the paper, with its numbers beside ours
 
 `minrnn COMMAND --help` tells more about each.
 """
@@ -192,9 +193,10 @@ def info(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("minrnn info", description=info.__doc__)
     parser.add_argument("--mixers", action="store_true", help="list the mixers instead: every system of the comparison")
     given = parser.parse_args(arguments)
-    from minrnn.info import describe, mixers, table
+    from minrnn.bench.report import columns
+    from minrnn.info import describe, mixers
 
-    sys.stdout.write((table(mixers()) if given.mixers else describe()) + "\n")
+    sys.stdout.write((columns(mixers()) if given.mixers else describe()) + "\n")
     return 0
 
 
@@ -208,7 +210,25 @@ def bench(arguments: list[str]) -> int:
     return run_bench(arguments)
 
 
-COMMANDS = {"train": train, "eval": evaluate, "generate": generate, "info": info, "bench": bench}
+def reproduce(arguments: list[str]) -> int:
+    """`minrnn reproduce`, which reads its own arguments."""
+    from minrnn.bench.facts import use_huge_pages
+
+    use_huge_pages()  # for its worker processes, which inherit it
+
+    from minrnn.reproduce.cli import main as run_reproduce
+
+    return run_reproduce(arguments)
+
+
+COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "generate": generate,
+    "info": info,
+    "bench": bench,
+    "reproduce": reproduce,
+}
 
 
 def _fail(command: str, reason: str) -> int:

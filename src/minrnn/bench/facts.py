@@ -11,18 +11,19 @@ from pathlib import Path
 import torch
 
 import minrnn
-from minrnn.bench.memory import METHOD
+from minrnn.bench.memory import GPU_METHOD, METHOD
 from minrnn.ops import describe
 
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 CHANGED = "-changed"
-PEERS = ("minGRU-pytorch", "mambapy", "transformers", "xlstm")
+PEERS = ("minGRU-pytorch", "accelerated-scan", "mamba-ssm", "mambapy", "transformers", "xlstm")
 
 
-def gather() -> dict[str, object]:
-    """Machine, versions, commit, threads and allocator setting of this process."""
+def gather(device: str = "cpu") -> dict[str, object]:
+    """Machine, versions, commit, threads and allocator setting of this process, and what the GPU is if it runs on
+    one."""
     return {
-        "machine": machine(),
+        "machine": machine(device),
         "cpu": _cpu(),
         "cores": _cores(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -37,14 +38,16 @@ def gather() -> dict[str, object]:
         "backends": describe(),
         "threads": torch.get_num_threads(),
         "huge_pages": huge_pages(),
-        "memory_method": METHOD,
+        "memory_method": METHOD if device == "cpu" else GPU_METHOD,
+        "gpu": None if device == "cpu" else _gpu(device),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
 
-def machine() -> str:
-    """A name for result files: the processor and its cores."""
-    return re.sub(r"[^a-z0-9]+", "-", f"{_cpu()} {_cores()} cores".lower()).strip("-")
+def machine(device: str = "cpu") -> str:
+    """A name for result files: the processor and its cores, or the GPU."""
+    name = f"{_cpu()} {_cores()} cores" if device == "cpu" else torch.cuda.get_device_name(device)
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def huge_pages() -> bool:
@@ -84,6 +87,32 @@ def _cpuinfo(*keys: str) -> str:
 def _cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpu(device: str) -> dict[str, object]:
+    """The GPU, what drives it, and whether its float32 products are rounded to TF32: by torch's own settings."""
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "name": properties.name,
+        "memory_gb": round(properties.total_memory / 1e9, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "capability": f"{properties.major}.{properties.minor}",
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": _version("triton"),
+        "tf32_in_matmul": torch.get_float32_matmul_precision() != "highest",
+        "tf32_in_cudnn": torch.backends.cudnn.allow_tf32,
+    }
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.split("\n")[0].strip() or None
 
 
 def memory_gb() -> float | None:

@@ -1,6 +1,7 @@
 """How time, memory and bandwidth are measured: alternated rounds, paired ratios, peak memory in a fresh process."""
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from minrnn.bench.systems import Workload
 
 MEGABYTE = 1e6
 LEAST_ROUNDS = 3
+LONG, SHORTEST = 0.25, 0.01  # seconds on a GPU: of a step that is timed alone, and of many steps together
 PEAK_MEMORY = "from minrnn.bench import memory; memory.main()"
 Times = dict[str, list[float]]  # seconds, one for each round that the system took part in
+Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,49 @@ class Summary:
         return cls(median, q1, q3, len(numbers))
 
 
-def alternate(steps: Mapping[str, Callable[[], object]], rounds: int, budget: float | None = None) -> Times:
+def host_seconds(step: Step) -> float:
+    """Seconds of one step by this machine's clock."""
+    begin = time.perf_counter()
+    step()
+    return time.perf_counter() - begin
+
+
+def gpu_seconds(step: Step) -> float:
+    """Seconds of one step on the current GPU, between events: the mean of steps in a row, as a training run has them.
+
+    They follow a step that is not counted, with which the allocator finds its blocks again after another system's turn;
+    a step of more than `LONG` is counted at once.
+    """
+
+    def between(count: int) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(count):
+            step()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3 / count
+
+    first = between(1)
+    return first if first > LONG else between(math.ceil(SHORTEST / max(first, SHORTEST / 1000)))
+
+
+def clock(device: str) -> Callable[[Step], float]:
+    """What times a step on this device."""
+    return host_seconds if device == "cpu" else gpu_seconds
+
+
+def alternate(
+    steps: Mapping[str, Step],
+    rounds: int,
+    budget: float | None = None,
+    seconds: Callable[[Step], float] = host_seconds,
+) -> Times:
     """Run the steps in turn, `rounds` times after one warm-up round, every second round backwards.
 
     A machine that slows down for a while then slows all sides, and `ratio` compares only what ran in the same round.
-    A step that has used up its `budget` of seconds drops out once it has `LEAST_ROUNDS` rounds.
+    A step that has used up its `budget` of seconds drops out once it has `LEAST_ROUNDS` rounds. `seconds` runs a step
+    and says how long it takes.
     """
     times: Times = {name: [] for name in steps}
     spent = dict.fromkeys(steps, 0.0)
@@ -52,10 +93,8 @@ def alternate(steps: Mapping[str, Callable[[], object]], rounds: int, budget: fl
             if budget is not None and turn >= LEAST_ROUNDS and spent[name] > budget:
                 continue
             begin = time.perf_counter()
-            steps[name]()
-            elapsed = time.perf_counter() - begin
-            times[name].append(elapsed)
-            spent[name] += elapsed
+            times[name].append(seconds(steps[name]))
+            spent[name] += time.perf_counter() - begin
     return times
 
 
@@ -70,13 +109,14 @@ class Gradients(dict[tuple, Tensor]):
     def like(self, output: Tensor) -> Tensor:
         key = (output.shape, output.dtype)
         if key not in self:
-            self[key] = torch.randn(output.shape, dtype=output.dtype)
+            self[key] = torch.randn(output.shape, dtype=output.dtype, device=output.device)
         return self[key]
 
 
 def outputs(module: nn.Module, input: Tensor, load: Workload) -> list[Tensor]:
     """The output of a layer, without its state, or all outputs of `Products`."""
-    with torch.autocast("cpu", torch.float16 if load.dtype == "float16" else torch.bfloat16, enabled=load.autocasts):
+    dtype = torch.float16 if load.dtype == "float16" else torch.bfloat16
+    with torch.autocast(input.device.type, dtype, enabled=load.autocasts):
         result = module(input)
     if isinstance(result, tuple):
         result = result[0]
@@ -101,11 +141,11 @@ def training_steps(modules: Mapping[str, nn.Module], load: Workload) -> dict[str
     return {name: training_step(module, input, gradients, load) for name, module in modules.items()}
 
 
-def copy_bandwidth(megabytes: int = 256, rounds: int = 9) -> float:
+def copy_bandwidth(megabytes: int = 256, rounds: int = 9, device: str = "cpu") -> float:
     """Bytes per second, read and written, of `copy_` between two buffers that were touched before."""
-    source = torch.ones(int(megabytes * MEGABYTE) // 4)
+    source = torch.randn(int(megabytes * MEGABYTE) // 4, device=device)
     target = torch.ones_like(source)
-    times = alternate({"copy": lambda: target.copy_(source)}, rounds)["copy"]
+    times = alternate({"copy": lambda: target.copy_(source)}, rounds, seconds=clock(device))["copy"]
     return 2 * source.nbytes / statistics.median(times)
 
 

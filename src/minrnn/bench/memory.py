@@ -1,8 +1,8 @@
-"""Peak memory of one training step, in a process of its own that `measure.peak_memory` starts.
+"""Peak memory of one training step: on a CPU in a process of its own, which `measure.peak_memory` starts.
 
 A step at (1, 2, input) comes first, so that code, thread pools and weights are there; the input is made; then one step
-at the full shape, the output held, with the gradient of `y.sum()`. What counts is the peak of the resident set during
-that step less the level before it.
+at the full shape, the output held, with the gradient of `y.sum()`. What counts is the peak during that step less the
+level before it: of the resident set, or of what torch's allocator has given out on a GPU.
 """
 
 import json
@@ -16,21 +16,28 @@ from minrnn.bench import measure, systems
 
 STATUS = Path("/proc/self/status")
 METHOD = "VmHWM reset through /proc/self/clear_refs" if STATUS.exists() else "ru_maxrss"
+GPU_METHOD = "torch.cuda.max_memory_allocated"
 
 
-def resident() -> int:
-    """Bytes resident now (Linux), else the highest level so far."""
+def level(device: str) -> int:
+    """Bytes in use now: allocated on a GPU, resident on a CPU (Linux), else the highest level so far."""
+    if device != "cpu":
+        return torch.cuda.memory_allocated(device)
     return _status("VmRSS") if STATUS.exists() else _highest()
 
 
-def reset_peak() -> None:
+def reset_peak(device: str) -> None:
     """Forget the highest level so far, where the system can."""
-    if STATUS.exists():
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif STATUS.exists():
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak() -> int:
-    """Bytes resident at the highest since `reset_peak`."""
+def peak(device: str) -> int:
+    """Bytes in use at the highest since `reset_peak`."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device)
     return _status("VmHWM") if STATUS.exists() else _highest()
 
 
@@ -51,11 +58,11 @@ def of_one_step(name: str, load: systems.Workload) -> int:
     small = replace(load, batch=1, length=2).input()
     _sum(measure.outputs(module, small, load)).backward()
     input = load.input()
-    before = resident()
-    reset_peak()
+    before = level(load.device)
+    reset_peak(load.device)
     held = measure.outputs(module, input, load)
     _sum(held).backward()
-    return peak() - before
+    return peak(load.device) - before
 
 
 def _sum(results: list[torch.Tensor]) -> torch.Tensor:

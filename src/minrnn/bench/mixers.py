@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from minrnn.bench.measure import Summary
-from minrnn.bench.report import say, write_json
+from minrnn.bench.report import host, say, write_json
 from minrnn.bench.sweep import Sweep
 from minrnn.bench.systems import Workload
 from minrnn.bench.table import Line
@@ -102,8 +102,7 @@ def draw(path: Path, result: dict) -> None:
     panels[1].legend(handles=costs, fontsize=8)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, fontsize=8)
     figure.suptitle(
-        f"Forward + backward: batch {load['batch']}, D = {load['hidden_size']}, {load['dtype']}; "
-        f"{about['cpu']}, {about['threads']} threads, torch {about['torch']}",
+        f"Forward + backward: batch {load['batch']}, D = {load['hidden_size']}, {load['dtype']}; {host(about)}",
         fontsize=10,
     )
     figure.savefig(path, dpi=150)

@@ -50,8 +50,8 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def alone(step: Callable[[], object]) -> Callable[[], None] | None:
-    """The products of `step` alone, as a step of its own: the same calls in the same order. None if it has none.
+def alone(step: Callable[[], object], device: str = "cpu") -> Callable[[], None] | None:
+    """The products of `step` alone, on the same device: the same calls in the same order. None if it has none.
 
     Their arguments are views of memory that all calls share, one piece for each place in an argument list. So they
     are a lower limit: a real step finds less of its data in the caches.
@@ -65,7 +65,7 @@ def alone(step: Callable[[], object]) -> Callable[[], None] | None:
         for place, shape, extent in _tensors(args):
             sizes[place, shape[2]] = max(sizes[place, shape[2]], extent)
     memory = {
-        key: torch.randn(size, dtype=key[1]) if _floats(key[1]) else torch.zeros(size, dtype=key[1])
+        key: (torch.randn if _floats(key[1]) else torch.zeros)(size, dtype=key[1], device=device)
         for key, size in sizes.items()
     }
     calls = []

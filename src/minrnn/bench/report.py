@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; dashes and markers differ too.
@@ -23,6 +24,12 @@ def say(line: str = "") -> None:
     print(line, flush=True)  # noqa: T201
 
 
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as columns of text."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
 def write_json(path: Path, result: dict[str, object]) -> None:
     """Write `result`, aside and then renamed, so that an interruption leaves the earlier file."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,28 +38,34 @@ def write_json(path: Path, result: dict[str, object]) -> None:
     os.replace(aside, path)
 
 
-def draw(path: Path, result: dict) -> None:
+def host(about: dict) -> str:
+    """What a figure says of where its numbers come from: the GPU, or the processor and its threads."""
+    where = about["gpu"]["name"] if about.get("gpu") else f"{about['cpu']}, {about['threads']} threads"
+    return f"{where}, torch {about['torch']}"
+
+
+def draw(path: Path, result: dict, styles: Mapping[str, dict] = STYLES) -> None:
     """Draw time, speed-up and peak memory against length (the paper's figure 1), from what `write_json` wrote."""
     from matplotlib.figure import Figure  # no pyplot: nothing global, no window
 
     load, about = result["settings"]["workload"], result["facts"]
-    series = {name: [p for p in result["points"] if p["system"] == name] for name in STYLES}
+    series = {name: [p for p in result["points"] if p["system"] == name] for name in styles}
     figure = Figure(figsize=(13.5, 5), layout="constrained")
     time, speedup, memory = figure.subplots(1, 3)
     for name, points in series.items():
         if not points:
             continue
         lengths = [p["length"] for p in points]
-        time.plot(lengths, [1e3 * p["seconds"]["median"] for p in points], label=name, **STYLES[name])
+        time.plot(lengths, [1e3 * p["seconds"]["median"] for p in points], label=name, **styles[name])
         peaks = {p["length"]: p["peak_bytes"] / 1e6 for p in points if p["peak_bytes"]}
         if peaks and not name.startswith("products"):
-            memory.plot(list(peaks), list(peaks.values()), **STYLES[name])
+            memory.plot(list(peaks), list(peaks.values()), **styles[name])
         for other in points[0]["speedup_over"]:
-            style = {**STYLES[other], "color": STYLES[name]["color"]}
-            ratios = [p["speedup_over"][other] for p in points]
-            speedup.plot(lengths, [r["median"] for r in ratios], label=f"{name} over {other}", **style)
-            quartiles = [r["q1"] for r in ratios], [r["q3"] for r in ratios]
-            speedup.fill_between(lengths, *quartiles, color=style["color"], alpha=0.15, linewidth=0)
+            style = {**styles[other], "color": styles[name]["color"]}
+            ratios = {p["length"]: p["speedup_over"][other] for p in points if other in p["speedup_over"]}
+            speedup.plot(list(ratios), [r["median"] for r in ratios.values()], label=f"{name} over {other}", **style)
+            quartiles = [r["q1"] for r in ratios.values()], [r["q3"] for r in ratios.values()]
+            speedup.fill_between(list(ratios), *quartiles, color=style["color"], alpha=0.15, linewidth=0)
     speedup.axhline(1, color="black", linewidth=0.8)
     titles = {time: "time of one step, ms", speedup: "speed-up, times", memory: "peak memory of one step, MB"}
     lengths = result["settings"]["lengths"]
@@ -62,12 +75,12 @@ def draw(path: Path, result: dict) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.25)
         axes.yaxis.set_major_formatter("{x:g}")
-    figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=len(STYLES), fontsize=9)
+    figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=len(styles), fontsize=9)
     if speedup.get_legend_handles_labels()[0]:
         speedup.legend(fontsize=8)
     figure.suptitle(
         f"Forward + backward: batch {load['batch']}, input {load['input_size']}, hidden {load['hidden_size']}, "
-        f"layers {load['layers']}, {load['dtype']}; {about['cpu']}, {about['threads']} threads, torch {about['torch']}",
+        f"layers {load['layers']}, {load['dtype']}; {host(about)}",
         fontsize=10,
     )
     figure.savefig(path, dpi=150)

@@ -33,10 +33,14 @@ def run(sweep: Sweep, path: Path) -> dict[str, object]:
         say(line)
     points: list[dict[str, object]] = []
     result = {"facts": about, "settings": asdict(sweep), "copy_gb_per_s": bandwidth / 1e9, "points": points}
-    names = [name for name in with_limits(sweep.systems) if _runs(name, sweep.workload)]
+    refusals = {name: refusal(name, sweep.workload) for name in with_limits(sweep.systems)}
+    for name, reason in refusals.items():
+        if reason:
+            say(f"{name} is left out: {reason}")
+    names = [name for name, reason in refusals.items() if not reason]
     for length in sweep.lengths:
         names = [name for name in names if _affords(sweep, name, length, points)]
-        points += _at_length(sweep, names, length)
+        points += at_length(sweep, names, length)
         write_json(path, result)
     return result
 
@@ -74,28 +78,29 @@ def _introduction(sweep: Sweep, about: dict, bandwidth: float) -> list[str]:
     ]
 
 
-def _runs(name: str, load: Workload) -> bool:
-    """Whether a system can run the workload (nn.LSTM may lack float16); if not, the terminal says why."""
+def refusal(name: str, load: Workload) -> str | None:
+    """Why a system cannot run the workload (it is not installed; nn.LSTM may lack float16), or None."""
+    if missing := SYSTEMS[name].missing():
+        return missing
     load = replace(load, batch=1, length=2)
     try:
         measure.training_steps(build([name], load), load)[name]()
     except RuntimeError as error:
-        say(f"{name} is left out: {error}")
-        return False
-    return True
+        return str(error)
+    return None
 
 
-def _at_length(sweep: Sweep, names: list[str], length: int) -> list[dict[str, object]]:
-    """Measure and print every system at one length."""
+def at_length(sweep: Sweep, names: list[str], length: int) -> list[dict[str, object]]:
+    """Measure and print these systems, all in turns, at one length."""
     load = replace(sweep.workload, length=length)
     modules = build(names, load)
     steps = measure.training_steps(modules, load)
     limits = {name: limit for name in names if (limit := SYSTEMS[name].limit) in names}
     for name in names:
-        if SYSTEMS[name].mixes and (alone := products.alone(steps[name])):
+        if SYSTEMS[name].mixes and (alone := products.alone(steps[name], load.device)):
             limits[name] = f"products of {name}"
             steps[limits[name]] = alone
-    times = measure.alternate(steps, sweep.repeats, sweep.budget)
+    times = measure.alternate(steps, sweep.repeats, sweep.budget, measure.clock(load.device))
     points = []
     for name in names:
         others = [other for other in SYSTEMS[name].over if other in times]

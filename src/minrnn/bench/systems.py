@@ -24,7 +24,7 @@ class Workload:
     """One step that is timed: forward and backward of `layers` layers over (batch, length, input_size).
 
     float32 and float64 are the dtype of everything; bfloat16 and float16 run under autocast with float32 weights.
-    With `first_layer` the input needs no gradient, as in a network's first layer.
+    With `first_layer` the input needs no gradient, as in a network's first layer. Everything is on `device`.
     """
 
     batch: int = 64
@@ -34,6 +34,7 @@ class Workload:
     layers: int = 1
     dtype: str = "float32"
     first_layer: bool = False
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("batch", "length", "input_size", "hidden_size", "layers"):
@@ -56,7 +57,7 @@ class Workload:
 
     def _random(self, width: int) -> Tensor:
         dtype = torch.float32 if self.autocasts else DTYPES[self.dtype]
-        return torch.randn(self.batch, self.length, width, dtype=dtype)
+        return torch.randn(self.batch, self.length, width, dtype=dtype, device=self.device)
 
 
 class Loops(nn.Module):
@@ -163,12 +164,12 @@ _OVER = {
 }
 SYSTEMS: dict[str, System] = {
     "products-2H": System(lambda load: Products(load, 2)),
-    "MinGRU": System(_torch_rnn(MinGRU), ("nn.GRU", "GRU-loop", "minGRU-pytorch"), "products-2H"),
+    "MinGRU": System(_torch_rnn(MinGRU), ("nn.GRU", "GRU-loop", "minGRU-pytorch", "mamba"), "products-2H"),
     "nn.GRU": System(_torch_rnn(nn.GRU)),
     "GRU-loop": System(partial(Loops, GRULoop)),
     "minGRU-pytorch": System(_mingru_pytorch, package="minGRU_pytorch"),
     "products-3H": System(lambda load: Products(load, 3)),
-    "MinLSTM": System(_torch_rnn(MinLSTM), ("nn.LSTM", "LSTM-loop"), "products-3H"),
+    "MinLSTM": System(_torch_rnn(MinLSTM), ("nn.LSTM", "LSTM-loop", "mamba"), "products-3H"),
     "nn.LSTM": System(_torch_rnn(nn.LSTM)),
     "LSTM-loop": System(partial(Loops, LSTMLoop)),
     **{name: System(partial(_mixer, name), _OVER.get(name, ()), mixes=True) for name in MIXERS},
@@ -185,9 +186,9 @@ def installed(*, mixes: bool) -> list[str]:
 
 
 def build(names: Iterable[str], load: Workload) -> dict[str, nn.Module]:
-    """The named systems with fresh weights, of the workload's dtype and sizes."""
+    """The named systems with fresh weights, of the workload's dtype and sizes, on its device."""
     dtype = torch.float32 if load.autocasts else DTYPES[load.dtype]
-    return {name: SYSTEMS[name].build(load).to(dtype) for name in names}
+    return {name: SYSTEMS[name].build(load).to(load.device, dtype) for name in names}
 
 
 def with_limits(names: Iterable[str]) -> list[str]:

@@ -66,9 +66,9 @@ def layers(load: Workload, limit: float, gru: float, lstm: float, plan: Plan) ->
     names = ["products-2H", "MinGRU", "nn.GRU", "nn.LSTM", "MinLSTM"]
     times = _alternate_systems(names, load, plan)
     return [
-        _line(times, "<=", limit, "MinGRU", "products-2H", load),
-        _line(times, ">=", gru, "nn.GRU", "MinGRU", load),
-        _line(times, ">=", lstm, "nn.LSTM", "MinLSTM", load),
+        compared(times, "<=", limit, "MinGRU", "products-2H", load),
+        compared(times, ">=", gru, "nn.GRU", "MinGRU", load),
+        compared(times, ">=", lstm, "nn.LSTM", "MinLSTM", load),
     ]
 
 
@@ -78,7 +78,7 @@ def peer(load: Workload, bound: float, plan: Plan) -> list[Line]:
     if missing:
         raise Skipped(missing)
     times = _alternate_systems(["MinGRU", "minGRU-pytorch"], load, plan)
-    return [_line(times, ">=", bound, "minGRU-pytorch", "MinGRU", load)]
+    return [compared(times, ">=", bound, "minGRU-pytorch", "MinGRU", load)]
 
 
 def scan(load: Workload, bound: float, plan: Plan) -> list[Line]:
@@ -122,7 +122,7 @@ def sigmoid(load: Workload, bound: float, plan: Plan) -> list[Line]:
         times = measure.alternate(
             {"torch.sigmoid": lambda: torch.sigmoid(flat), "mingru_scan": lambda: mingru_scan(projection)}, plan.repeats
         )
-    return [_line(times, "<=", bound, "mingru_scan", "torch.sigmoid", load)]
+    return [compared(times, "<=", bound, "mingru_scan", "torch.sigmoid", load)]
 
 
 def memory(load: Workload, bound: float, plan: Plan) -> list[Line]:
@@ -131,7 +131,7 @@ def memory(load: Workload, bound: float, plan: Plan) -> list[Line]:
     for _ in range(3):
         for name, values in peaks.items():
             values.append(measure.peak_memory(name, _planned(load, plan)))
-    return [_line(peaks, "<=", bound, "MinGRU", "nn.GRU", load, "peak memory, ")]
+    return [compared(peaks, "<=", bound, "MinGRU", "nn.GRU", load, "peak memory, ")]
 
 
 def bfloat16(load: Workload, bound: float, plan: Plan) -> list[Line]:
@@ -187,7 +187,7 @@ def cell(hidden: int, bound: float, plan: Plan, calls: int = 500) -> list[Line]:
     for kind, step in (("no_grad", forward), ("forward + backward", training)):
         many = {name: partial(timeit.timeit, partial(step, module), number=calls) for name, module in cells.items()}
         times = {name: [t / calls for t in ts] for name, ts in measure.alternate(many, plan.repeats).items()}
-        lines.append(_line(times, "<=", bound, "MinGRUCell", "nn.GRUCell", f"1 step, H = {hidden}, {kind}"))
+        lines.append(compared(times, "<=", bound, "MinGRUCell", "nn.GRUCell", f"1 step, H = {hidden}, {kind}"))
     return lines
 
 
@@ -270,11 +270,12 @@ def _alternate_systems(names: list[str], load: Workload, plan: Plan) -> Times:
     return measure.alternate(_training_steps(names, load, plan), plan.repeats)
 
 
-def _line(
+def compared(
     values: Times, sign: str, bound: float, above: str, below: str, where: Workload | str, what: str = ""
 ) -> Line:
+    """The line that sets the paired ratios of `above` over `below` against a bound."""
     medians = {name: Summary.of(values[name]).median for name in (above, below)}
-    return Line(f"{what}{above} / {below} at {_at(where)}", sign, bound, measure.ratio(values, above, below), medians)
+    return Line(f"{what}{above} / {below} at {at(where)}", sign, bound, measure.ratio(values, above, below), medians)
 
 
 def _quotients(times: Times, above: str, below: str) -> list[float]:
@@ -286,10 +287,11 @@ def _quotient_line(
 ) -> Line:
     medians = {name: Summary.of(values).median for name, values in times.items()}
     came = Summary.of([a / b for a, b in zip(ours, limit, strict=True)])
-    return Line(f"{what} at {_at(load)}", sign, bound, came, medians)
+    return Line(f"{what} at {at(load)}", sign, bound, came, medians)
 
 
-def _at(where: Workload | str) -> str:
+def at(where: Workload | str) -> str:
+    """A shape in the words of the table."""
     if isinstance(where, str):
         return where
     return f"({where.batch}, {where.length}, {where.input_size}, {where.hidden_size})"

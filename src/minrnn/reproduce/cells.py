@@ -1,0 +1,104 @@
+"""Cells: an experiment is made of them, and each is one JSON file.
+
+A results folder holds EXPERIMENT/SYSTEM-COLUMN-SEED.json for each cell that has ended, and under work/ a directory
+with the checkpoint of each that has not.
+"""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import minrnn
+from minrnn.models import replace_files
+
+Scale = Literal["smoke", "laptop", "paper"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+Table = dict[str, Any]  # plain values, of JSON
+
+FORMAT = 1  # of a cell's file
+DONE = "\x04"  # what a worker process says at the end of a cell
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured, of what, with which random numbers.
+
+    Args:
+        experiment: its name.
+        system: a row of the experiment's table.
+        column: of that table; empty where it has one only.
+        seed: of weights and batches.
+        config: plain values, all that the result depends on but the machine.
+    """
+
+    experiment: str
+    system: str
+    column: str
+    seed: int
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """EXPERIMENT/SYSTEM-COLUMN-SEED, as in the folder."""
+        return f"{self.experiment}/{re.sub('[^a-z0-9]+', '-', f'{self.system} {self.column} {self.seed}'.lower())}"
+
+
+class Results:
+    """A folder of cells.
+
+    Args:
+        root: the folder; made when the first cell is written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, cell: Cell) -> Path:
+        """The file of a cell."""
+        return self.root / f"{cell.name}.json"
+
+    def work(self, cell: Cell) -> Path:
+        """The directory of a cell that has not ended."""
+        return self.root / "work" / cell.name
+
+    def read(self, cell: Cell) -> dict[str, Any] | None:
+        """What was measured, or why it failed; None where there is nothing, or a file that is torn.
+
+        Raises:
+            ValueError: the file is of another version, or of the same cell with another config.
+        """
+        path = self.path(cell)
+        try:
+            record = json.loads(path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        kept = record if isinstance(record, dict) else {}
+        wanted = {"format": FORMAT, "minrnn": minrnn.__version__, **json.loads(json.dumps(asdict(cell)))}
+        if other := [name for name, value in wanted.items() if kept.get(name) != value]:
+            name, got, want = _difference(
+                {each: kept.get(each) for each in other}, {each: wanted[each] for each in other}
+            )
+            raise ValueError(
+                f"reproduce: {path} must be a cell with {name} = {want!r}, got {got!r}: results are not "
+                "mixed; move them away, or choose another folder with --out"
+            )
+        return record
+
+    def write(self, cell: Cell, record: dict[str, Any]) -> None:
+        """Put `record` into the file of a cell, beside what the cell is."""
+        path = self.path(cell)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"format": FORMAT, "minrnn": minrnn.__version__, **asdict(cell), **record}
+        replace_files({path: (json.dumps(content, indent=1) + "\n").encode()})
+
+
+def _difference(kept: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, Any, Any]:
+    """The name of the first entry in which two nested tables differ, and both values."""
+    name = next(name for name in [*wanted, *kept] if kept.get(name) != wanted.get(name))
+    got, want = kept.get(name), wanted.get(name)
+    if isinstance(got, dict) and isinstance(want, dict):
+        inner, got, want = _difference(got, want)
+        name = f"{name}.{inner}"
+    return name, got, want

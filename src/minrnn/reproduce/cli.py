@@ -1,0 +1,58 @@
+"""The command line of `minrnn reproduce`."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from minrnn.reproduce import report
+from minrnn.reproduce.cells import SCALES, Results
+from minrnn.reproduce.experiments import EXPERIMENTS, cells
+from minrnn.reproduce.runner import run
+
+EPILOG = f"""\
+Experiments:
+{chr(10).join(f"  {name:<10}{each.title} ({each.source})" for name, each in EXPERIMENTS.items())}
+
+Every cell, one system with one seed, is a JSON file in the folder of results. One that is there is not measured again;
+one that was interrupted goes on where it was. The report can be built in the middle of a run: --report.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run `minrnn reproduce` with these arguments and return its exit status.
+
+    0: all cells are there; 1: some failed. Bad arguments exit with 2 and a sentence, as argparse does.
+    """
+    parser = argparse.ArgumentParser(
+        "minrnn reproduce",
+        description="Repeat the experiments of the paper; report.html and report.md have its numbers beside ours.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="which experiments (default: all)")
+    parser.add_argument("--scale", default="laptop", help=f"{', '.join(SCALES)} (default: laptop)")
+    parser.add_argument("--systems", nargs="+", default=[], metavar="SYSTEM", help="only these systems")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: results/SCALE)")
+    parser.add_argument("--data", metavar="FILE", help="Tiny Shakespeare as a file (default: it is downloaded)")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at once, each in a process (default: 1)")
+    parser.add_argument("--report", action="store_true", help="measure nothing, build the report from what is there")
+    given = parser.parse_args(argv)
+    if given.jobs < 1:
+        parser.error(f"argument --jobs: must be at least 1, got {given.jobs}")
+    try:
+        wanted = cells(given.experiments or list(EXPERIMENTS), given.scale, given.systems)
+    except ValueError as error:
+        parser.error(str(error))
+    console = Console()
+    out = given.out or Path("results") / given.scale
+    results = Results(out)
+    failed = 0
+    if not given.report:
+        records = run(wanted, results, jobs=given.jobs, data=given.data, console=console)
+        failed = sum("error" in record for record in records)
+    report.build(results, given.scale, cells(list(EXPERIMENTS), given.scale), out)
+    console.print(f"{out / 'report.html'} has the results", highlight=False, soft_wrap=True)
+    if failed:
+        console.print(f"{failed} cells failed: the report names them; the same command tries them again")
+    return 1 if failed else 0

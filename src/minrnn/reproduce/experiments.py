@@ -1,0 +1,182 @@
+"""The experiments of the paper: which cells each has, at which scale, and in what that differs from the paper.
+
+smoke proves that everything runs, in minutes; laptop shows the effects on two cores; paper is the published setting, as
+far as it is known.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from minrnn.reproduce import timed, trained
+from minrnn.reproduce.cells import SCALES, Cell, Scale
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment.
+
+    Args:
+        title: what it is.
+        source: the paper's table or figure.
+        question: what it is to show.
+        metric: what a cell's result is judged by: accuracy, held_out (nats) or seconds.
+        changed: for each scale, in what it differs from the paper's setting, and why.
+        cells: those of a scale.
+    """
+
+    title: str
+    source: str
+    question: str
+    metric: str
+    changed: Mapping[Scale, tuple[str, ...]]
+    cells: Callable[[Scale], Iterable[Cell]]
+
+
+def cells(names: Iterable[str], scale: Scale, systems: Iterable[str] = ()) -> list[Cell]:
+    """The cells of some experiments, of some systems if any are named.
+
+    Raises:
+        ValueError: no experiment, system or scale has this name.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"reproduce: scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    if unknown := [name for name in names if name not in EXPERIMENTS]:
+        raise ValueError(f"reproduce: experiments must be of {', '.join(EXPERIMENTS)}, got {unknown[0]!r}")
+    found = [cell for name in names for cell in EXPERIMENTS[name].cells(scale)]
+    known = list(dict.fromkeys(cell.system for cell in found))
+    if unknown := [system for system in systems if system not in known]:
+        raise ValueError(f"reproduce: systems must be of {'; '.join(known)}, got {unknown[0]!r}")
+    return [cell for cell in found if not systems or cell.system in systems]
+
+
+# In what a scale differs from the paper, and why.
+_SMOKE = ("sizes and steps that only show that everything runs",)
+_SHORTER = "64 positions and 8 tokens for 4,096 and 16, 3,000 steps for 400,000: what two cores can train"
+_FASTER = "learning rate 3e-3 with a warm-up and a cosine for a constant 3e-4: a hundred times fewer steps"
+_IN_TURNS = "the library's nn.LSTM and nn.GRU stand beside the step loops; all systems take turns, round by round"
+_OWN_MAMBA = "Mamba is minrnn's, not its authors' kernels for GPUs"
+_OTHER_MACHINE = "processor cores for a T4 GPU, and fewer rounds of what is slow, but at least 3"
+_WIDTHS = (
+    "one layer of 16 and of 64 channels, float32: the paper's sizes are not known; by the bytes that a T4 can move, "
+    "its times hold for about 15 channels at most"
+)
+_GRADIENT = "no loss: backward begins from a gradient of the output, which is the same for all systems"
+_CONTEXT = (
+    "the context, read at once, and one token after it are timed apart",
+    "the Transformer (attention with rotary positions, no MLP) is not in the paper; each token copies its whole cache",
+)
+_SIZES = "{}: the paper's sizes are not known; around each mixer only a norm and a residual connection"
+_RATES = (
+    "the paper's text has a constant learning rate of 1e-4, its code 3e-4 with weight decay 0.05: the code's is taken"
+)
+_SHORTER_TOO = "256 positions for 4,096 and 3,000 steps for 400,000: what two cores can train"
+_ALL_TRAINED = (
+    "all systems trained alike, GRU and LSTM too; the paper quotes the others from Mamba's comparison, of 2 layers; "
+    "the learning rate was chosen once, on minGRU, for all"
+)
+_LM = (
+    "context of 256, warm-up, cosine, weight decay 0.1 and beta2 0.99 as in nanoGPT's recipe; the paper names none",
+    "bfloat16 arithmetic; training ends when the held-out loss has found no new minimum for 500 steps",
+    "the held-out loss is of every character that is held out, in windows from zero state",
+    "Mamba without an MLP, as its authors have it, so that dropout, which acts on MLPs, does nothing to it",
+)
+_FORMAL = (
+    "one learning rate for all systems and languages; xLSTM as mLSTM blocks alone, xLSTM[1:0]",
+    "words of one length in a batch, as in the paper's code; accuracy of whole answers, chance not taken off",
+)
+_LISTOPS = ("lists are generated, not read from the published files", "minGRU is not in the paper's table")
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "speed": Experiment(
+        "Time and memory of a training step against length",
+        "Figure 1",
+        "How much faster do minGRU and minLSTM train than GRU and LSTM, as step loops and as the library has them?",
+        "seconds",
+        {
+            "smoke": _SMOKE,
+            "laptop": (_WIDTHS, _OTHER_MACHINE, _IN_TURNS, _GRADIENT, _OWN_MAMBA),
+            "paper": (_WIDTHS, _IN_TURNS, _GRADIENT, _OWN_MAMBA),
+        },
+        timed.speed,
+    ),
+    "inference": Experiment(
+        "Time to read a context, and of one token after it",
+        "Figures 3 and 4",
+        "How long does a trained model take to read a context, and to go on from it?",
+        "seconds",
+        {
+            "smoke": _SMOKE,
+            "laptop": (
+                _SIZES.format("3 layers of 128 channels"),
+                _OTHER_MACHINE,
+                *_CONTEXT,
+                "the Transformer ends at 16,384: the next context would take it minutes",
+                _OWN_MAMBA,
+            ),
+            "paper": (_SIZES.format("3 layers of 384 channels"), *_CONTEXT, _OWN_MAMBA),
+        },
+        timed.inference,
+    ),
+    "layers": Experiment(
+        "Selective copying with one, two and three layers",
+        "Table 1",
+        "Gates that do not see the state depend on the present token alone; a second layer's depend on the past too. "
+        "What do more layers do to accuracy, and to its spread over seeds?",
+        "accuracy",
+        {"smoke": _SMOKE, "laptop": (_SHORTER, _FASTER, _RATES), "paper": (_RATES,)},
+        trained.layers,
+    ),
+    "copying": Experiment(
+        "Selective copying, against other systems",
+        "Table 2",
+        "Which systems can choose, by what a token is, what to remember?",
+        "accuracy",
+        {"smoke": _SMOKE, "laptop": (_SHORTER_TOO, _FASTER, _RATES, _ALL_TRAINED), "paper": (_RATES, _ALL_TRAINED)},
+        trained.copying,
+    ),
+    "lm": Experiment(
+        "Language modelling of Shakespeare's plays by characters",
+        "Figure 2",
+        "How low does the held-out loss get, and after how many steps?",
+        "held_out",
+        {
+            "smoke": _SMOKE,
+            "laptop": ("width 128, batches of 16, learning rate 3e-3, at most 2,000 steps: minutes on two cores", *_LM),
+            "paper": _LM,
+        },
+        trained.lm,
+    ),
+    "formal": Experiment(
+        "Formal languages: trained on words of up to 40 symbols, examined on 40 to 256",
+        "Tables 4 and 5",
+        "Which regularities does each system carry over to longer words?",
+        "accuracy",
+        {
+            "smoke": _SMOKE,
+            "laptop": (
+                "width 64, batches of 64, 1,500 steps at 2e-3 with a cosine for width 256, batches of 256, 500,000 at "
+                "3e-4: what two cores can train",
+                *_FORMAL,
+            ),
+            "paper": _FORMAL,
+        },
+        trained.formal,
+    ),
+    "listops": Experiment(
+        "ListOps, with and without convolution and MLP",
+        "Tables 4 and 6",
+        "What do a convolution before the recurrence and an MLP after it add?",
+        "accuracy",
+        {
+            "smoke": _SMOKE,
+            "laptop": (
+                "lists of 20 to 120 tokens, 4 levels and 5 arguments for 500 to 2,000, 10 and 10; 3 layers of 64 "
+                "channels for 8 of 128, 3,000 steps for 250,000: what two cores can train",
+                *_LISTOPS,
+            ),
+            "paper": _LISTOPS,
+        },
+        trained.listops,
+    ),
+}

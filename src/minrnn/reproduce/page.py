@@ -1,0 +1,83 @@
+"""The parts of the report's page, and what a folder has of a cell."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from minrnn.reproduce.cells import Cell, Results
+
+State = Literal["done", "failed", "refused", "not finished", "missing"]
+STATES: tuple[State, ...] = get_args(State)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A cell, and what the folder has of it.
+
+    Args:
+        cell: what was wanted.
+        state: done, failed, refused (a file of another version or config), not finished (it has a checkpoint), missing.
+        record: what was measured; empty unless it is done.
+        note: why it failed or was refused.
+    """
+
+    cell: Cell
+    state: State
+    record: Mapping[str, Any]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading, the names of columns, and rows, the first of each the row's name."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An <svg> element, with the name of its file and what it shows."""
+
+    name: str
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an experiment's cells tell.
+
+    Args:
+        measured: what the tables' numbers are.
+        sentences: made from the numbers.
+        tables: with the paper's numbers.
+        more: further tables, folded away.
+        figures: drawn from the cells.
+        gaps: what has no number, and why.
+    """
+
+    measured: str
+    sentences: list[str]
+    tables: list[Table]
+    more: list[Table]
+    figures: list[Figure]
+    gaps: list[str]
+
+
+def look(results: Results, cell: Cell) -> Found:
+    """What the folder has of a cell."""
+    try:
+        record = results.read(cell)
+    except ValueError as error:
+        return Found(cell, "refused", {}, str(error))
+    if record is None:
+        return Found(cell, "not finished" if results.work(cell).is_dir() else "missing", {})
+    return Found(cell, "failed", {}, record["error"]) if "error" in record else Found(cell, "done", record)
+
+
+def signed(value: float, digits: int) -> str:
+    """A difference with its sign; none where it rounds to nothing."""
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0:.{digits}f}"

@@ -1,0 +1,142 @@
+"""The numbers of the paper, "Were RNNs All We Needed?" (arXiv 2410.01201), and how sure each is.
+
+Systems and columns are named as in `experiments`, and as in `times` where time is measured. Accuracies are in %, losses
+in nats per character, times in milliseconds.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+URL = "https://arxiv.org/abs/2410.01201"
+
+ARTICLE = "quoted by a news article on the paper and by a translation of it"
+NAMED = "quoted by a news article on the paper; which system each belongs to is from a translation of it"
+SUMMARY = "from a summary of the paper; digits may be garbled"
+TRANSLATION = "from a translation of the paper; digits may be garbled"
+MEMORY = "from memory, unverified"
+CHECKED = "from memory; the table's averages, from memory too, agree"
+EITHER = "the paper's minLSTM again: it is not known which of the two forms produced it"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number of the paper.
+
+    Args:
+        value: in the unit of its experiment's table.
+        deviation: the standard deviation over seeds, if the paper has one.
+        step: the training step it belongs to, if the paper says so.
+        source: the table or figure.
+        sure: how it is known.
+        scaled: so that chance is 0: not to be subtracted from a plain accuracy.
+    """
+
+    value: float
+    deviation: float | None = None
+    step: int | None = None
+    source: str = ""
+    sure: str = ""
+    scaled: bool = False
+
+
+Key = tuple[str, str]  # system, column
+
+
+def _table(
+    source: str, sure: str, columns: Sequence[str], rows: Mapping[str, Sequence[float | tuple[float, float]]]
+) -> dict[Key, Number]:
+    """The rows of a table; each number stands alone or with its deviation."""
+    table = {}
+    for system, numbers in rows.items():
+        for column, number in zip(columns, numbers, strict=True):
+            value, deviation = number if isinstance(number, tuple) else (number, None)
+            table[system, column] = Number(value, deviation, source=source, sure=sure)
+    return table
+
+
+_MINLSTM = (37.6, 2.0), (85.7, 5.8), (96.0, 2.8)
+_LAYERS = "1 layer", "2 layers", "3 layers"
+_LANGUAGES = "bucket_sort", "missing_duplicate", "cycle_navigation", "even_pairs", "majority", "majority_count"
+# fmt: off
+_SUMMARIZED: dict[str, Sequence[float | tuple[float, float]]] = {
+    "S4": [18.3], "H3 with S6": [99.7], "Mamba with Hyena": [28.4], "Mamba with S6": [99.8],
+    "minGRU": [(99.5, 0.2)], "minLSTM": [(96.0, 2.8)],
+}
+_REMEMBERED = {"S4 with S6": [97.0], "H3 with Hyena": [30.1], "H3 with S4": [57.0], "Mamba with S4": [56.4]}
+_SCALED = {
+    "Transformer": [92, 8, 4, 100, 37, 13],
+    "Mamba": [69, 15, 86, 100, 69, 45],
+    "RWKV-4": [54, 21, 13, 100, 63, 13],
+    "xLSTM": [97, 33, 86, 100, 74, 46],
+}
+_TIMES = {"MinLSTM": [2.97, 3.41], "MinGRU": [2.72, 3.25], "mamba": [2.71, 3.15]}
+_SPEEDUPS = {"MinGRU over GRU-loop": [175, 1324], "MinLSTM over LSTM-loop": [235, 1361]}
+_CONTEXT = {"MinGRU over mamba": [1.066, 1.041, 1.049, 1.029], "MinLSTM over mamba": [0.964, 0.971, 1.0, 0.987]}
+_CONTEXT_64 = {"MinGRU over GRU-loop": [1.196], "MinLSTM over LSTM-loop": [1.415]}
+# fmt: on
+
+PUBLISHED: dict[str, dict[Key, Number]] = {
+    "speed": _table("Figure 1", NAMED, [f"time in ms at batch 64, length {length}" for length in (512, 4096)], _TIMES)
+    | _table("Figure 1", NAMED, [f"speed-up at batch 64, length {length}" for length in (512, 4096)], _SPEEDUPS),
+    "inference": _table(
+        "Figures 3 and 4",
+        TRANSLATION,
+        [f"context speed-up at batch {batch}, length 2048" for batch in (8, 16, 32, 64)],
+        _CONTEXT,
+    )
+    | _table("Figures 3 and 4", TRANSLATION, ["context speed-up at batch 64, length 2048"], _CONTEXT_64),
+    "layers": _table(
+        "Table 1", SUMMARY, _LAYERS, {"minLSTM": _MINLSTM, "minGRU": [(37.0, 2.3), (96.8, 3.2), (99.5, 0.2)]}
+    )
+    | _table("Table 1", EITHER, _LAYERS, {"minLSTM unnormalized": _MINLSTM}),
+    "copying": _table("Table 2", SUMMARY, [""], _SUMMARIZED) | _table("Table 2", MEMORY, [""], _REMEMBERED),
+    "lm": {
+        ("minGRU", ""): Number(1.548, None, 575, "Figure 2", ARTICLE),
+        ("minLSTM", ""): Number(1.555, None, 625, "Figure 2", ARTICLE),
+        ("Mamba", ""): Number(1.575, None, 400, "Figure 2", ARTICLE),
+        ("Transformer", ""): Number(1.547, None, None, "Figure 2", ARTICLE),
+    },
+    "formal": {
+        place: replace(number, scaled=True) for place, number in _table("Table 4", CHECKED, _LANGUAGES, _SCALED).items()
+    }
+    | _table("Table 4", CHECKED, _LANGUAGES, {"minLSTM": [94, 26, 79, 100, 93, 47]}),
+    "listops": _table("Table 6", MEMORY, ["plain", "conv", "MLP"], {"minLSTM": [46, 45, 52]})
+    | _table("Tables 4 and 6", CHECKED, ["conv + MLP"], {"minLSTM": [59]}),
+}
+
+# What must be known to read these numbers beside others.
+NOTES: dict[str, tuple[str, ...]] = {
+    "speed": (
+        "On a T4 GPU; width, number of layers and precision are not known. GRU and LSTM were loops of steps in Python, "
+        "not PyTorch's own.",
+        "The paper's minGRU and minLSTM use about 88 % more memory than its GRU and LSTM, its Mamba 56 % more than "
+        "minGRU; at which length is not known.",
+    ),
+    "inference": (
+        "The paper has contexts of up to 2,048 tokens, and percentages. Of which context is not known: they stand "
+        "beside ours at 2,048. Faster by 6.6 % is read as a speed-up of 1.066.",
+    ),
+    "layers": (
+        "The paper's text divides minLSTM's gates by their sum; its released code does not, unless told to "
+        "(here: minLSTM unnormalized, with its forget bias of 3). Both are measured.",
+    ),
+    "copying": ("The paper took all rows but minGRU and minLSTM from the Mamba paper. GRU and LSTM it left out.",),
+    "lm": (
+        "The step of the Transformer's lowest loss is told in ways that contradict each other: 2,000, 2,000 more than "
+        "minGRU's, and 2.5 times as many.",
+        "Width of the context, schedule and weight decay are not known.",
+    ),
+    "formal": (
+        "The paper took all rows but minLSTM from the xLSTM paper: as far as is known, scaled accuracies (0 is chance, "
+        "100 is perfect) on words from other generators. Ours are plain accuracies: no difference is formed.",
+        "Transformer stands beside the paper's Llama, xLSTM beside its xLSTM[1:0]. minGRU and parity are not in the "
+        "paper's table.",
+    ),
+    "listops": ("minGRU is not in the paper's tables.",),
+}
+
+MISSING: tuple[str, ...] = (
+    "Table 3, offline reinforcement learning.",
+    "Table 4: Retrieval and G-Image, which need a download; ListOps for Llama, Mamba, RWKV-4 and xLSTM.",
+    "Table 5, more systems on formal languages, and Figure 5, minLSTM's forget bias: their numbers are not known.",
+)

@@ -1,0 +1,159 @@
+"""The report: from whatever a folder has so far to one page, as HTML and as Markdown."""
+
+import re
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from minrnn.models import replace_files
+from minrnn.reproduce import figures, scores, times
+from minrnn.reproduce.cells import Cell, Results
+from minrnn.reproduce.experiments import EXPERIMENTS, Experiment, Scale
+from minrnn.reproduce.page import STATES, Found, Told, look
+from minrnn.reproduce.published import MISSING, NOTES, PUBLISHED, URL, Key, Number
+
+
+@dataclass(frozen=True)
+class Section:
+    """All that the page says of an experiment."""
+
+    name: str
+    about: Experiment
+    command: str
+    found: Sequence[Found]
+    counts: Mapping[str, int]
+    told: Told
+    gaps: Sequence[str]
+    changed: Sequence[str]
+    known: Sequence[str]
+    shared: Sequence[str]
+    cost: str
+    origins: Sequence[str]
+
+
+def build(results: Results, scale: Scale, cells: Sequence[Cell], out: Path) -> None:
+    """Write report.html, one page that needs nothing else, and report.md with its figures/, from what is there so far.
+
+    Args:
+        results: the folder of cells; those that have not ended are shown as such.
+        scale: of the cells.
+        cells: all that the page is to show.
+        out: the directory of the page.
+
+    Raises:
+        OSError: it cannot be written; an earlier page is unharmed.
+    """
+    sections = []
+    for name, experiment in EXPERIMENTS.items():
+        if found := [look(results, cell) for cell in cells if cell.experiment == name]:
+            sections.append(_section(name, experiment, scale, found))
+    drawn = [figure for section in sections for figure in section.told.figures]
+    page = {"scale": scale, "sections": sections, "missing": MISSING, "url": URL, "states": STATES}
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    replace_files(
+        {out / "figures" / f"{figure.name}.svg": figures.standalone(figure.svg).encode() for figure in drawn}
+        | {out / f"report.{kind}": _environment(kind).get_template(f"report.{kind}.jinja").render(page).encode()
+           for kind in ("md", "html")}
+    )  # fmt: skip
+
+
+def _environment(kind: str) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("minrnn.reproduce"),
+        autoescape=kind == "html",
+        finalize=markdown if kind == "md" else None,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["duration"] = duration
+    return environment
+
+
+def markdown(value: object) -> str:
+    """A value as plain text of Markdown, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>|~#&$])", r"\\\1", " ".join(str(value).split()))
+
+
+def _section(name: str, experiment: Experiment, scale: Scale, found: Sequence[Found]) -> Section:
+    done, published = [each for each in found if each.state == "done"], PUBLISHED.get(name, {})
+    tell = times.tell if experiment.metric == "seconds" else scores.tell
+    told = tell(name, experiment, found, published)
+    counts = Counter(each.state for each in found)
+    return Section(
+        name=name,
+        about=experiment,
+        command=f"minrnn reproduce {name} --scale {scale}",
+        found=found,
+        counts={state: counts[state] for state in STATES if counts[state]},
+        told=told,
+        gaps=[*(f"{each.cell.name} {each.state}: {each.note}" for each in found if each.note), *told.gaps],
+        changed=experiment.changed[scale],
+        known=[*_sure(published), *NOTES.get(name, ())],
+        shared=_shared([each.cell.config for each in found]),
+        cost=_cost([each.record["seconds"] for each in done]),
+        origins=_origins([each.record["facts"] for each in done]),
+    )
+
+
+def _sure(published: Mapping[Key, Number]) -> list[str]:
+    """How the paper's numbers are known, each kind with those it holds for."""
+    kinds: dict[str, dict[str, list[str]]] = {}
+    for (system, column), number in published.items():
+        kinds.setdefault(f"{number.source}: {number.sure}", {}).setdefault(system, []).append(column)
+    several = Counter(system for systems in kinds.values() for system in systems)
+    lines = []
+    for kind, systems in kinds.items():
+        named = (
+            f"{system}, {', '.join(columns)}" if several[system] > 1 else system for system, columns in systems.items()
+        )
+        lines.append(f"{kind} ({'; '.join(named)})." if len(kinds) > 1 else f"{kind}.")
+    return lines
+
+
+def _shared(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings that all cells have in common."""
+    first, *others = (_flat(config) for config in configs)
+    return [f"{name} = {value}" for name, value in first.items() if all(other.get(name) == value for other in others)]
+
+
+def _flat(config: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{inside}{name}.") if isinstance(value, dict) else {f"{inside}{name}": value}
+    return flat
+
+
+def _cost(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return ""
+    low, middle, high = (duration(choose(seconds)) for choose in (min, statistics.median, max))
+    return f"{duration(sum(seconds))} in all; a cell took {low} to {high}, half of them at most {middle}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _origins(facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Code, versions and machines, each combination with the number of its cells."""
+    origins: dict[str, list[str]] = {}
+    for each in facts:
+        where = each["gpu"]["name"] if each["gpu"] else f"{each['cpu']}, {each['cores']} cores"
+        commit = re.sub(r"^(.{12})[0-9a-f]*", r"commit \1", each["commit"]) if each["commit"] else "an installed copy"
+        versions = f"minrnn {each['minrnn']} ({commit}), torch {each['torch']}, Python {each['python']}"
+        origins.setdefault(f"{versions}; {where}, {each['threads']} threads, {each['system']}", []).append(each["date"])
+    return [
+        f"{text}; {len(dates)} cell{'s' * (len(dates) > 1)}, {min(dates)[:10]}"
+        + (f" to {max(dates)[:10]}" if max(dates)[:10] != min(dates)[:10] else "")
+        for text, dates in origins.items()
+    ]

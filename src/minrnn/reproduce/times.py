@@ -1,0 +1,168 @@
+"""What experiments that measure time tell: time, speed-up and memory against length, in tables and figures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from minrnn.reproduce import figures
+from minrnn.reproduce.experiments import Experiment
+from minrnn.reproduce.page import Figure, Found, Table, Told
+from minrnn.reproduce.published import Key, Number
+
+Point = Mapping[str, Any]
+Lines = dict[str, dict[int, float]]  # by name, values at lengths
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What a point has under `key`: a number, a summary of numbers, or one for each system that it is set against."""
+
+    name: str
+    title: str
+    key: str
+    factor: float = 1.0
+
+    def of(self, point: Point) -> Iterator[tuple[str, float]]:
+        """The lines of a figure that the point is on, and where: "A", or "A over B"."""
+        value = point[self.key]
+        if isinstance(value, dict) and "median" not in value:
+            for other, ratio in value.items():
+                yield f"{point['system']} over {other}", ratio["median"]
+        elif value is not None:
+            yield point["system"], self.factor * (value["median"] if isinstance(value, dict) else value)
+
+
+QUANTITIES: dict[str, tuple[Quantity, ...]] = {
+    "speed": (
+        Quantity("time in ms", "time of a training step, ms", "seconds", 1e3),
+        Quantity("speed-up", "speed-up", "speedup_over"),
+        Quantity("memory", "peak memory of a training step, MB", "peak_bytes", 1e-6),
+    ),
+    "inference": (
+        Quantity("context", "time to read the context, ms", "prefill", 1e3),
+        Quantity("token", "time of one token after it, ms", "step", 1e3),
+        Quantity("state", "state between them, MB", "state_bytes", 1e-6),
+        Quantity("context speed-up", "speed-up of the context", "prefill_speedup_over"),
+        Quantity("token speed-up", "speed-up of the token", "step_speedup_over"),
+    ),
+}
+
+
+@dataclass
+class Setting:
+    """All points of one batch, width and device, by quantity; `batch` is what the paper's numbers are told by."""
+
+    batch: int
+    lines: dict[Quantity, Lines] = field(default_factory=dict)
+
+
+def tell(name: str, experiment: Experiment, found: Sequence[Found], published: Mapping[Key, Number]) -> Told:
+    """What the cells of an experiment with points tell."""
+    settings: dict[str, Setting] = {}
+    quantities = QUANTITIES[found[0].cell.config["measure"]]
+    reasons: dict[str, list[int]] = {}
+    for each in found:
+        record = each.record
+        for point in record.get("points", ()):
+            width = f", width {point['width']}" if "width" in point else ""
+            title = f"batch {point['batch']}{width}, on the {'GPU' if record['device'] == 'cuda' else 'CPU'}"
+            setting = settings.setdefault(title, Setting(point["batch"]))
+            for quantity in quantities:
+                lines = setting.lines.setdefault(quantity, {})
+                for line, value in quantity.of(point):
+                    lines.setdefault(line, {})[point["length"]] = value
+        for system, reason in record.get("left_out", {}).items():
+            reasons.setdefault(f"{system}: {reason}", []).append(each.cell.config["length"])
+    each = list(settings.items())
+    return Told(
+        measured="Medians of rounds in which all systems take turns; speed-ups: of the ratios within a round",
+        sentences=[sentence for quantity in quantities for sentence in _sentence(quantity, settings)],
+        tables=list(_compared(settings, published)),
+        more=[_table(title, *lines) for title, setting in each for lines in setting.lines.items() if lines[1]],
+        figures=[_draw(f"{name}-{i}", title, setting, published) for i, (title, setting) in enumerate(each)],
+        gaps=[
+            f"{reason} (at length {', '.join(f'{length:,}' for length in sorted(set(lengths)))})."
+            for reason, lengths in reasons.items()
+        ],
+    )
+
+
+def _place(quantity: Quantity, setting: Setting, length: int) -> str:
+    """The name of a column of the paper's numbers."""
+    return f"{quantity.name} at batch {setting.batch}, length {length}"
+
+
+def _compared(settings: Mapping[str, Setting], published: Mapping[Key, Number]) -> Iterator[Table]:
+    """The paper's numbers beside those of each setting, and those that no setting has."""
+    rest = dict(published)
+    for title, setting in settings.items():
+        ours = {
+            (line, _place(quantity, setting, length)): value
+            for quantity, lines in setting.lines.items()
+            for line, values in lines.items()
+            for length, value in values.items()
+        }
+        here = [key for key in published if f" at batch {setting.batch}, " in key[1]]
+        if here:
+            yield Table(title, _HEAD, [_row(key, ours.get(key), published[key]) for key in here])
+        for key in here:
+            rest.pop(key, None)
+    if rest:
+        yield Table("not measured", _HEAD, [_row(key, None, number) for key, number in rest.items()])
+
+
+_HEAD = ("system", "minrnn", "paper", "difference")
+
+
+def _row(key: Key, ours: float | None, number: Number) -> tuple[str, ...]:
+    name, paper = ", ".join(key), f"{number.value:,g}"
+    if ours is None:
+        return name, "missing", paper, ""
+    gap = ours - number.value
+    return name, rounded(ours), paper, f"{'+' if gap > 0 else '−'}{rounded(abs(gap))}"
+
+
+def rounded(value: float) -> str:
+    """Three digits, more only before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _table(title: str, quantity: Quantity, lines: Lines) -> Table:
+    lengths = sorted({length for values in lines.values() for length in values})
+    rows = [
+        (line, *(rounded(values[length]) if length in values else "" for length in lengths))
+        for line, values in lines.items()
+    ]
+    return Table(f"{title}: {quantity.title}", ("length", *(f"{length:,}" for length in lengths)), rows)
+
+
+def _draw(name: str, title: str, setting: Setting, published: Mapping[Key, Number]) -> Figure:
+    panels = []
+    for quantity, lines in setting.lines.items():
+        series = [
+            figures.Series(line, sorted(values), [values[x] for x in sorted(values)]) for line, values in lines.items()
+        ]
+        points = {
+            line: [(x, published[key].value) for x in sorted(values)
+                   if (key := (line, _place(quantity, setting, x))) in published]
+            for line, values in lines.items()
+        }  # fmt: skip
+        panels.append(figures.Panel(quantity.title, "", series, points=points))
+    caption = f"Against length, {title}."
+    if any(points for panel in panels for points in panel.points.values()):
+        caption += " Large open markers: the paper's numbers."
+    return Figure(name, caption, figures.draw(name, caption, panels, "length", logarithmic=True))
+
+
+def _sentence(quantity: Quantity, settings: Mapping[str, Setting]) -> Iterator[str]:
+    """The ends of a speed-up, over all settings and lengths."""
+    ratios = {
+        f"{line} {rounded(value)} ({title}, length {length:,})": value
+        for title, setting in settings.items()
+        for line, values in setting.lines[quantity].items()
+        for length, value in values.items()
+        if " over " in line
+    }
+    if ratios:
+        highest, lowest = (choose(ratios, key=lambda each: ratios[each]) for choose in (max, min))
+        yield f"{quantity.title.capitalize()}, highest: {highest}; lowest: {lowest}."

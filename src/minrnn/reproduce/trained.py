@@ -1,0 +1,173 @@
+"""The cells of the experiments that train models: tasks, models and training at each scale."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from minrnn.reproduce.cells import Cell, Scale, Table
+from minrnn.tasks.formal import LANGUAGES
+
+BARE = {"conv": 0, "mlp": 0.0, "dropout": 0.0}  # nothing but the mixer in a block
+MINGRU: Table = {"mixer": "mingru"}
+MINLSTM: Table = {"mixer": "minlstm"}
+# The released code's default, beside the normalised gates of the paper's text; its forget bias is 3.
+UNNORMALIZED: Table = {"mixer": "minlstm", "mixer_options": {"normalize": False, "forget_bias": 3.0}}
+
+
+def _training(
+    experiment: str, seeds: int, task: Table, train: Table, systems: Mapping[str, Table], column: str = ""
+) -> Iterable[Cell]:
+    """The second seed of a system after the first of all others: a table that fills evenly."""
+    for seed in range(seeds):
+        for system, backbone in systems.items():
+            config = {"measure": "training", "task": task, "backbone": backbone, "train": train}
+            yield Cell(experiment, system, column, seed, config)
+
+
+def _expanded(backbone: Table, expansion: float, **more: Any) -> Table:
+    """The backbone with its mixer `expansion` times as wide as the model."""
+    options = {**backbone.get("mixer_options", {}), "expansion": expansion}
+    return {**backbone, "mixer_options": options, **more}
+
+
+# Selective copying. The learning rate of the shorter scales is what a 64-position task was seen to be learned with.
+_COPYING: dict[Scale, tuple[Table, Table, int]] = {  # task, training, width
+    "smoke": (
+        {"length": 8, "tokens": 2, "batch_size": 4, "examination": 1},
+        {"steps": 4, "lr": 3e-3, "warmup": 1, "eval_every": 2},
+        16,
+    ),
+    "laptop": (
+        {"length": 64, "tokens": 8, "batch_size": 64, "examination": 20},
+        {"steps": 3000, "lr": 3e-3, "warmup": 100, "eval_every": 250, "save_every": 250},
+        64,
+    ),
+    "paper": (
+        {"length": 4096, "tokens": 16, "batch_size": 64, "examination": 200},
+        {"steps": 400_000, "lr": 3e-4, "warmup": 0, "decay": "constant", "weight_decay": 0.05, "eval_every": 1000,
+         "beta2": 0.999, "save_every": 1000},
+        64,
+    ),
+}  # fmt: skip
+_EXPANSION: dict[Scale, float] = {"smoke": 2.0, "laptop": 6.0, "paper": 6.0}
+
+
+def layers(scale: Scale) -> Iterable[Cell]:
+    """Selective copying by one, two and three layers of the minimal RNNs."""
+    task, train, width = _COPYING[scale]
+    kinds = {"minLSTM": MINLSTM, "minGRU": MINGRU, "minLSTM unnormalized": UNNORMALIZED}
+    for layers in (1, 2, 3):
+        shape = {"width": width, "layers": layers, **BARE}
+        systems = {name: {**shape, **_expanded(backbone, _EXPANSION[scale])} for name, backbone in kinds.items()}
+        column = f"{layers} layer{'s' * (layers > 1)}"
+        yield from _training(
+            "layers", 1 if scale == "smoke" else 3, {"name": "copying", **task}, train, systems, column
+        )
+
+
+def copying(scale: Scale) -> Iterable[Cell]:
+    """Selective copying by every system of the comparison."""
+    task, train, width = _COPYING[scale]
+    if scale == "laptop":
+        task = {**task, "length": 256, "tokens": 16}
+    longest = {"inner": "hyena", "inner_options": {"max_length": task["length"] + task["tokens"]}}
+    small: Table = {"width": width, "layers": 2, **BARE}  # as in Mamba's own comparison
+    wide: Table = {"width": width, "layers": 3, **BARE}
+    systems = {
+        "S4": {**small, "mixer": "s4"},
+        "S4 with S6": {**small, "mixer": "s6"},
+        "H3 with Hyena": {**small, "mixer": "h3", "mixer_options": longest},
+        "H3 with S4": {**small, "mixer": "h3", "mixer_options": {"inner": "s4"}},
+        "H3 with S6": {**small, "mixer": "h3", "mixer_options": {"inner": "s6"}},
+        "Mamba with Hyena": {**small, "mixer": "mamba", "mixer_options": longest},
+        "Mamba with S4": {**small, "mixer": "mamba", "mixer_options": {"inner": "s4"}},
+        "Mamba with S6": {**small, "mixer": "mamba"},
+        "minGRU": {**wide, **_expanded(MINGRU, _EXPANSION[scale])},
+        "minLSTM": {**wide, **_expanded(MINLSTM, _EXPANSION[scale])},
+        "GRU": {**wide, "mixer": "gru"},
+        "LSTM": {**wide, "mixer": "lstm"},
+    }
+    seeds = {"smoke": 1, "laptop": 2, "paper": 3}[scale]
+    yield from _training("copying", seeds, {"name": "copying", **task}, train, systems)
+    # Two conventions are published, and systems that are set against each other were trained by one each.
+    both = {name: systems[name] for name in ("Mamba with S6", "minGRU", "minLSTM")}
+    other = {"name": "copying", **task, "convention": "s4"}
+    yield from _training("copying", seeds, other, train, both, "S4's convention")
+
+
+def lm(scale: Scale) -> Iterable[Cell]:
+    """Shakespeare's plays by characters."""
+    task: Table = {"name": "text", "data": "shakespeare", "length": 256, "batch_size": 64}
+    shape: Table = {"width": 384, "layers": 3, "dropout": 0.2}
+    # One learning rate for all, warm-up and cosine as in nanoGPT's recipe for characters, which the paper builds on.
+    train: Table = {
+        "steps": 5000, "lr": 1e-3, "warmup": 100, "beta2": 0.99, "weight_decay": 0.1, "clip": 0.25, "eval_every": 25,
+        "save_every": 25, "patience": 500, "keep": "best", "precision": "bf16-mixed",
+    }  # fmt: skip
+    if scale == "laptop":
+        task, shape = {**task, "batch_size": 16}, {"width": 128, "layers": 3, "dropout": 0.2}
+        train = {**train, "steps": 2000, "lr": 3e-3, "eval_every": 100, "save_every": 100}
+    if scale == "smoke":
+        task, shape = {**task, "length": 16, "batch_size": 2}, {"width": 12, "layers": 1, "dropout": 0.2}
+        train = {**train, "steps": 4, "warmup": 1, "eval_every": 2}
+    around: Table = {"conv": 4, "mlp": 4.0, "mlp_kind": "gelu"}
+    systems = {
+        "minGRU": {**shape, **around, **_expanded(MINGRU, 2.0)},
+        "minLSTM": {**shape, **around, **_expanded(MINLSTM, 2.0)},
+        "Mamba": {**shape, "mixer": "mamba"},
+        "Transformer": {
+            **shape,
+            "mixer": "attention",
+            "mixer_options": {"heads": 6 if scale != "laptop" else 4, "dropout": 0.2},
+        },
+    }
+    return _training("lm", 1, task, train, systems)
+
+
+_SHORT = {"smoke": {"trained": [1, 6], "examined": [6, 9]}, "laptop": {}, "paper": {}}
+
+
+def formal(scale: Scale) -> Iterable[Cell]:
+    """Every formal language by every system."""
+    train: Table = {"steps": 500_000, "lr": 3e-4, "warmup": 0, "decay": "constant", "weight_decay": 0.01,
+                    "beta2": 0.999, "eval_every": 5000, "save_every": 5000}  # fmt: skip
+    shape: Table = {"width": 256, "layers": 2, "dropout": 0.0}
+    task: Table = {"name": "formal", "batch_size": 256, "examination": 200}
+    if scale == "laptop":
+        train = {"steps": 1500, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "eval_every": 250, "save_every": 250}
+        task, shape["width"] = {**task, "batch_size": 64, "examination": 20}, 64
+    if scale == "smoke":
+        train = {"steps": 2, "warmup": 1, "eval_every": 2}
+        task, shape["width"] = {**task, "batch_size": 4, "examination": 1}, 8
+    around: Table = {"conv": 4, "mlp": 0.0}
+    systems = {
+        "Transformer": {"mixer": "attention", "mixer_options": {"positions": "rotary"}, "norm": "rms"},
+        "Mamba": {"mixer": "mamba"},
+        "RWKV-4": {"mixer": "rwkv4"},
+        "xLSTM": {"mixer": "mlstm"},
+        "minLSTM": {**MINLSTM, **around},
+        "minGRU": {**MINGRU, **around},
+    }
+    systems = {name: {**shape, **backbone} for name, backbone in systems.items()}
+    for language in LANGUAGES:
+        words = {**task, **_SHORT[scale], "language": language}
+        yield from _training("formal", 3 if scale == "paper" else 1, words, train, systems, language)
+
+
+def listops(scale: Scale) -> Iterable[Cell]:
+    """ListOps with and without convolution and MLP."""
+    shape: Table = {"width": 128, "layers": 8, "dropout": 0.0}
+    task: Table = {"name": "listops", "batch_size": 32, "examination": 60}
+    train: Table = {"steps": 250_000, "lr": 1e-3, "warmup": 25_000, "weight_decay": 0.05, "eval_every": 5000,
+                    "save_every": 1000}  # fmt: skip
+    if scale == "laptop":
+        shape = {"width": 64, "layers": 3, "dropout": 0.0}
+        task = {**task, "length": 120, "shortest": 20, "depth": 4, "arguments": 5, "batch_size": 64, "examination": 20}
+        train = {"steps": 3000, "lr": 2e-3, "warmup": 300, "weight_decay": 0.05, "eval_every": 500, "save_every": 250}
+    if scale == "smoke":
+        shape = {"width": 8, "layers": 1, "dropout": 0.0}
+        task = {**task, "length": 30, "shortest": 5, "depth": 2, "arguments": 4, "batch_size": 4, "examination": 1}
+        train = {"steps": 2, "warmup": 1, "eval_every": 2}
+    for column, (conv, mlp) in {"plain": (0, 0.0), "conv": (4, 0.0), "MLP": (0, 4.0), "conv + MLP": (4, 4.0)}.items():
+        around = {"conv": conv, "mlp": mlp, "mlp_kind": "gelu"}
+        systems = {name: {**shape, **kind, **around} for name, kind in (("minLSTM", MINLSTM), ("minGRU", MINGRU))}
+        yield from _training("listops", 3 if scale == "paper" else 1, task, train, systems, column)

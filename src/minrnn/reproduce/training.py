@@ -1,0 +1,69 @@
+"""Cells that train a model on a task, and what they leave."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, replace_files
+from minrnn.reproduce.cells import Cell
+from minrnn.tasks import FormalLanguage, ListOps, SelectiveCopying, TextConfig, TextTask
+from minrnn.tasks.corpus import DOWNLOADS
+from minrnn.train import TrainConfig
+from minrnn.train.fit import fit
+
+TASKS: dict[str, Callable[..., Any]] = {
+    "copying": SelectiveCopying,
+    "formal": FormalLanguage,
+    "listops": ListOps,
+    "text": lambda **settings: TextTask(TextConfig(**settings)),
+}
+
+
+def make_task(config: dict[str, Any], data: str | None = None) -> Any:
+    """The task of a cell's config, {"name": ..., its settings}; `data` says where a text lies."""
+    settings = {name: value for name, value in config.items() if name != "name"}
+    if config["name"] == "text" and data:
+        settings |= {"data": data, "sha256": DOWNLOADS[config["data"]].sha256}
+    return TASKS[config["name"]](**settings)
+
+
+def train(cell: Cell, work: Path, data: str | None, console: Console) -> dict[str, Any]:
+    """Train the model of a cell, from where an earlier try was cut off.
+
+    Args:
+        cell: its config has `task`, `backbone` and `train`.
+        work: directory of the checkpoint; one of another config is thrown away, and in the end this one is.
+        data: where the task's text lies.
+        console: where progress is shown.
+
+    Returns:
+        The `metrics` of each step after which the held-out loss was measured, with the training loss of a step near it;
+        the `result`, which is the last of them, and the `best`, by that loss; `parameters` and `seconds`.
+    """
+    begin, about = work / "cell.json", json.dumps(cell.config).encode()
+    if not begin.exists() or begin.read_bytes() != about:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        replace_files({begin: about})
+    task = make_task(cell.config["task"], data)
+    torch.manual_seed(cell.seed)
+    model = LanguageModel(LanguageModelConfig(task.vocabulary, BackboneConfig(**cell.config["backbone"])))
+    journal = fit(model, task, TrainConfig(seed=cell.seed, **cell.config["train"]), work, console)
+    measured: list[dict[str, float]] = []
+    latest: dict[str, float] = {}
+    for line in journal.metrics.read():
+        latest |= line
+        if "held_out" in line:
+            measured.append(dict(latest))
+    return {
+        "result": measured[-1],
+        "best": min(measured, key=lambda line: line["held_out"]),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "seconds": round(journal.seconds, 1),
+        "metrics": measured,
+    }

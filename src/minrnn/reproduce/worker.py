@@ -1,0 +1,60 @@
+"""A process that measures one cell after the other: `python -m minrnn.reproduce.worker ROOT THREADS DATA`.
+
+It reads cells as lines of JSON, writes each one's file, and answers each with the line `DONE`; what else it prints is
+progress. What kills it costs the cell at hand and no other.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from minrnn.bench import facts
+from minrnn.reproduce import timing
+from minrnn.reproduce.cells import DONE, Cell, Results
+from minrnn.reproduce.training import train
+from minrnn.train.module import Interrupted
+
+MEASURES: dict[str, Callable[[Cell, Path, str | None, Console], dict[str, Any]]] = {
+    "training": train,
+    "speed": lambda cell, work, data, console: timing.speed(cell, console),
+    "inference": lambda cell, work, data, console: timing.inference(cell, console),
+}
+
+
+def measure(cell: Cell, results: Results, data: str | None, console: Console) -> None:
+    """Measure a cell and write its file; if it fails, with the reason."""
+    work = results.work(cell)
+    try:
+        record = MEASURES[cell.config["measure"]](cell, work, data, console)
+    except (Interrupted, KeyboardInterrupt, BrokenPipeError):
+        raise
+    except Exception as error:
+        record = {"error": f"{type(error).__name__}: {error}".partition("\n")[0]}
+    device = record.get("device", "cuda" if torch.cuda.is_available() else "cpu")
+    results.write(cell, {**record, "facts": facts.gather(device)})
+    if "error" not in record:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def main(root: str, threads: str, data: str) -> int:
+    """Serve the cells of the standard input until it ends; 130 if stopped before."""
+    torch.set_num_threads(int(threads))
+    console = Console(width=200)
+    try:
+        for line in sys.stdin:
+            measure(Cell(**json.loads(line)), Results(Path(root)), data or None, console)
+            sys.stdout.write(f"{DONE}\n")
+            sys.stdout.flush()
+    except (Interrupted, KeyboardInterrupt):
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,301 @@
+"""The report: numbers worked out by hand, cells without a result, and pages that are whole, closed and escaped."""
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from minrnn.reproduce import report, times
+from minrnn.reproduce.cells import SCALES, Cell, Results
+from minrnn.reproduce.experiments import EXPERIMENTS, Experiment, cells
+from minrnn.reproduce.page import signed
+from minrnn.reproduce.published import NOTES, PUBLISHED, URL
+
+FACTS = {
+    "cpu": "CPU X", "cores": 2, "threads": 2, "gpu": None, "system": "Linux 6", "python": "3.11.9", "torch": "2.13.0",
+    "minrnn": "0.1.0", "commit": "0123456789abcdef" * 2 + "01234567", "date": "2025-01-02T03:04:05+00:00",
+}  # fmt: skip
+VOID = {"meta", "br", "link", "img", "hr", "input"}
+
+
+def record(accuracy=0.5, held_out=2.0, *, best=1.5, step=100, seconds=90.0, **facts):
+    """A cell whose lowest loss was at step 50, where its accuracy was another one."""
+    earlier = {"step": step // 2, "loss": best, "held_out": best, "accuracy": accuracy / 2, "lr": 1e-3, "seconds": 1.0}
+    last = {"step": step, "loss": held_out, "held_out": held_out, "accuracy": accuracy, "lr": 1e-3, "seconds": 2.0}
+    return {
+        "result": last, "best": earlier, "parameters": 1234567, "seconds": seconds, "metrics": [earlier, last],
+        "facts": {**FACTS, **facts},
+    }  # fmt: skip
+
+
+def built(results, wanted, out, scale="laptop"):
+    report.build(results, scale, wanted, out)
+    return (out / "report.html").read_text(encoding="utf-8"), (out / "report.md").read_text(encoding="utf-8")
+
+
+def rows(markdown):
+    """The rows of all tables, as lists of cells."""
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def of(wanted, system, column=""):
+    return [cell for cell in wanted if (cell.system, cell.column) == (system, column)]
+
+
+@pytest.fixture
+def layers(tmp_path):
+    """Table 1, half finished: three seeds, two with one that failed, and one of each other kind."""
+    results, wanted = Results(tmp_path / "results"), cells(["layers"], "laptop")
+    for cell, accuracy in zip(of(wanted, "minGRU", "2 layers"), (0.95, 0.97, 0.99), strict=True):
+        results.write(cell, record(accuracy, seconds=60.0))
+    one, two, three = of(wanted, "minLSTM", "1 layer")
+    results.write(one, record(0.30, seconds=120.0, commit="f" * 40 + "-changed", date="2025-01-05T00:00:00+00:00"))
+    results.write(two, record(0.40, seconds=7200.0))
+    results.write(three, {"error": "ValueError: <b>no | room</b>", "facts": FACTS})
+    results.write(of(wanted, "minGRU", "3 layers")[0], record(0.123))
+    for cell in of(wanted, "minLSTM", "3 layers"):
+        results.write(cell, {"error": "MemoryError: none left", "facts": FACTS})
+    results.work(of(wanted, "minLSTM unnormalized", "1 layer")[1]).mkdir(parents=True)
+    stale = of(wanted, "minLSTM unnormalized", "2 layers")[0]
+    results.write(dataclasses.replace(stale, config={**stale.config, "train": {"steps": 1}}), record())
+    return results, wanted
+
+
+def test_numbers_are_those_worked_out_by_hand(layers, tmp_path):
+    _, page = built(*layers, tmp_path)
+    found = rows(page)
+    assert ["minGRU", "97.0 ± 2.0", "96.8 ± 3.2", "+0.2", "3"] in found
+    assert ["minLSTM", "35.0 ± 7.1", "37.6 ± 2.0", "−2.6", "2 of 3"] in found
+    assert ["minGRU", "12.3", "99.5 ± 0.2", "−87.2", "1 of 3"] in found  # no deviation of one
+    assert "Highest: minGRU, 2 layers (97.0); lowest: minGRU, 3 layers (12.3)." in page
+    assert "better in 1 of 3; furthest behind: minGRU, 3 layers (−87.2)." in page
+    assert "2 h 6 min in all; a cell took 1 min to 2 h 0 min, half of them at most 1 min." in page
+
+
+def test_cells_without_a_result_are_shown_as_what_they_are(layers, tmp_path):
+    html, page = built(*layers, tmp_path)
+    found = rows(page)
+    assert ["minLSTM", "failed", "96.0 ± 2.8", "", ""] in found
+    assert ["minLSTM unnormalized", "not finished", "37.6 ± 2.0", "", ""] in found
+    assert ["minLSTM unnormalized", "refused", "85.7 ± 5.8", "", ""] in found
+    assert ["minLSTM unnormalized", "missing", "96.0 ± 2.8", "", ""] in found
+    assert found[2][2] == "6 done, 4 failed, 1 refused, 1 not finished, 15 missing"
+    assert r"- layers/minlstm-1-layer-2 failed: ValueError: \<b\>no \| room\</b\>" in page
+    assert "layers/minlstm-1-layer-2 failed: ValueError: &lt;b&gt;no | room&lt;/b&gt;" in html
+    assert re.search(
+        r"refused: reproduce: .*2-layers-0.json must be a cell with config.train.steps = 3000, got 1", html
+    )
+
+
+def test_machines_and_commits_that_differ_are_told_apart(layers, tmp_path):
+    _, page = built(*layers, tmp_path)
+    rest = "torch 2.13.0, Python 3.11.9; CPU X, 2 cores, 2 threads, Linux 6"
+    assert f"- minrnn 0.1.0 (commit 0123456789ab), {rest}; 5 cells, 2025-01-02\n" in page
+    assert f"- minrnn 0.1.0 (commit ffffffffffff-changed), {rest}; 1 cell, 2025-01-05\n" in page
+    gpu = report._origins([{**FACTS, "gpu": {"name": "GPU Y"}, "commit": None}, FACTS | {"commit": None}])
+    assert "(an installed copy)" in gpu[0] and "; GPU Y, 2 threads" in gpu[0] and len(gpu) == 2
+
+
+def test_a_loss_is_the_best_and_an_accuracy_the_last(tmp_path):
+    results, wanted = Results(tmp_path), cells(["lm", "copying"], "paper")
+    results.write(of(wanted, "minGRU")[0], record(held_out=1.7, best=1.5391, step=1000))
+    results.write(of(wanted, "Transformer")[0], record(held_out=1.6, best=1.5468, step=1050))
+    results.write(of(wanted, "GRU")[0], record(0.8))
+    _, page = built(results, wanted, tmp_path, "paper")
+    assert ["minGRU", "1.539 at step 500", "1.548 at step 575", "−0.009", "1"] in rows(page)
+    assert ["Transformer", "1.547 at step 525", "1.547", "0.000", "1"] in rows(page)
+    assert ["GRU", "80.0", "", "", "1 of 3"] in rows(page)
+    assert (
+        "Lowest: minGRU (1.539); highest: Transformer (1.547). As good as the paper's number or better in 2 of 2."
+        in page
+    )
+
+
+def test_no_difference_is_formed_to_scaled_accuracies(tmp_path):
+    results, wanted = Results(tmp_path), cells(["formal"], "laptop")
+    for system in ("Mamba", "minLSTM"):
+        results.write(of(wanted, system, "majority")[0], record(0.5))
+    _, page = built(results, wanted, tmp_path)
+    assert ["Mamba", "50.0", "69.0 scaled", "", "1"] in rows(page)
+    assert ["minLSTM", "50.0", "93.0", "−43.0", "1"] in rows(page)
+    assert "better in 0 of 1" in page and "scaled accuracies" in page
+
+
+class Page(HTMLParser):
+    """Fails on a tag that is not closed; collects links and ids."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.ids, self.tags = [], [], [], set()
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.handle_startendtag(tag, attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.add(tag)
+        for name, value in attributes:
+            assert name not in ("src", "srcset", "data", "action") and not name.startswith("on")
+            if name.endswith("href"):
+                self.links.append(value)
+            if name == "id":
+                self.ids.append(value)
+
+    def handle_endtag(self, tag):
+        assert tag not in VOID and self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_needs_nothing_else(layers, tmp_path):
+    results, wanted = layers
+    more = cells(["lm"], "laptop")
+    for cell in more:
+        results.write(cell, record())
+    html, markdown = built(results, [*wanted, *more], tmp_path)
+    page = Page(html)
+    assert {link for link in page.links if not link.startswith("#")} == {URL}
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    assert len(set(page.ids)) == len(page.ids)
+    assert page.tags & {"script", "link", "img", "iframe", "object"} == set() and html.count("<svg") == 2
+    assert set(re.findall(r"https?://[^\"'<>\s]+", html)) == {
+        URL, "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+    }  # fmt: skip
+    assert "@import" not in html and set(re.findall(r"url\((.)", html)) == {"#"}
+    assert re.findall(r"!\[.*\]\((.*)\)", markdown) == ["figures/layers.svg", "figures/lm.svg"]
+    for name in ("layers", "lm"):
+        drawn = ElementTree.parse(tmp_path / "figures" / f"{name}.svg").getroot()
+        assert drawn.tag.endswith("svg") and "background:#fff" in drawn.attrib["style"]
+        assert "currentColor" in ElementTree.tostring(drawn, "unicode")
+
+
+def test_markdown_tables_have_equal_rows(layers, tmp_path):
+    _, page = built(*layers, tmp_path)
+    for block in re.findall(r"(?:^\|.*\n)+", page, re.M):
+        widths = {len(row) for row in rows(block)}
+        assert len(widths) == 1 and widths.pop() > 1
+        assert set("".join(rows(block)[1])) <= set("-:")
+    assert len(re.findall(r"(?:^\|.*\n)+", page, re.M)) == 4
+
+
+def test_names_are_text_whatever_they_hold(tmp_path):
+    evil = '</svg><script>alert("$x$")</script>|`*_&\n# x'
+    config = cells(["layers"], "laptop")[0].config
+    cell = Cell("layers", evil, evil, 0, config)
+    results = Results(tmp_path)
+    results.write(cell, record())
+    html, markdown = built(results, [cell], tmp_path)
+    assert "script" not in Page(html).tags and "alert" in html
+    assert not re.search(r"(?<!\\)<script", markdown) and "\n# x" not in markdown
+    ElementTree.parse(tmp_path / "figures" / "layers.svg")
+    assert len({len(row) for row in rows(markdown)[2:]} | {4, 5}) == 2
+
+
+def test_two_builds_are_the_same_bytes(layers, tmp_path):
+    for name in ("one", "two"):
+        built(*layers, tmp_path / name)
+    one, two = ({path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+                for name in ("one", "two"))  # fmt: skip
+    assert one == two and len(one) == 3
+
+
+def test_an_empty_folder_has_a_report(tmp_path):
+    html, markdown = built(Results(tmp_path / "nothing"), cells(EXPERIMENTS, "smoke"), tmp_path, "smoke")
+    assert html.count("Nothing measured yet.") == markdown.count("Nothing measured yet.") == len(EXPERIMENTS)
+    assert rows(markdown).count(["mamba, time in ms at batch 64, length 512", "missing", "2.71", ""]) == 1
+    assert "<svg" not in html and not list((tmp_path / "figures").iterdir())
+    assert "minrnn reproduce layers --scale smoke" in markdown
+    Page(html)
+
+
+def timed(cell):
+    """The places that a cell with points may fill."""
+    config = cell.config
+    lines = [*config["systems"], *(f"{one} over {two}" for one in config["systems"] for two in config["systems"])]
+    names = [quantity.name for quantity in times.QUANTITIES[config["measure"]]]
+    where = f"at batch {config['batch']}, length {config['length']}"
+    return {(cell.experiment, line, f"{name} {where}") for line in lines for name in names}
+
+
+def test_the_papers_numbers_belong_to_cells():
+    places = set()
+    for cell in cells(EXPERIMENTS, "paper"):
+        trains = cell.config["measure"] == "training"
+        places |= {(cell.experiment, cell.system, cell.column)} if trains else timed(cell)
+    published = {(name, *place) for name, numbers in PUBLISHED.items() for place in numbers}
+    assert published - places == set()
+    assert set(NOTES) <= set(EXPERIMENTS)
+    assert all(number.source and number.sure for numbers in PUBLISHED.values() for number in numbers.values())
+
+
+def summary(median):
+    return {"median": median, "q1": median, "q3": median, "count": 3}
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    """Training steps at two lengths, the second without the loop; a third length is missing."""
+    systems = {"MinGRU": 0.1, "GRU-loop": 2.5}
+
+    def cell(length):
+        config = {"measure": "speed", "batch": 64, "width": 128, "length": length, "systems": list(systems)}
+        return Cell("speed", "all", f"length {length}", 0, config)
+
+    def measured(length):
+        points = [
+            {
+                "system": system, "length": length, "batch": 64, "width": 128,
+                "seconds": summary(seconds * length / 512),
+                "speedup_over": {"GRU-loop": summary(25.2)} if system == "MinGRU" and length == 512 else {},
+                "peak_bytes": None if system == "GRU-loop" else 1234567.0 * length,
+            }
+            for system, seconds in systems.items() if length == 512 or system == "MinGRU"
+        ]  # fmt: skip
+        left_out = {} if length == 512 else {"GRU-loop": "measured up to length 512"}
+        return {"points": points, "left_out": left_out, "device": "cpu", "seconds": 3.0, "facts": FACTS}
+
+    experiment = Experiment("Time", "Figure 1", "How long?", "seconds", dict.fromkeys(SCALES, ()), lambda scale: ())
+    monkeypatch.setitem(EXPERIMENTS, "speed", experiment)
+    return [cell(length) for length in (512, 4096, 8192)], measured
+
+
+def test_times_stand_beside_the_papers(speed, tmp_path):
+    wanted, measured = speed
+    results = Results(tmp_path)
+    for cell in wanted[:2]:
+        results.write(cell, measured(cell.config["length"]))
+    html, markdown = built(results, wanted, tmp_path)
+    Page(html)
+    found = rows(markdown)
+    assert "not measured" not in markdown
+    assert ["MinGRU, time in ms at batch 64, length 512", "100", "2.72", "+97.3"] in found
+    assert ["MinGRU, time in ms at batch 64, length 4096", "800", "3.25", "+797"] in found
+    assert ["MinGRU over GRU-loop, speed-up at batch 64, length 512", "25.2", "175", "−150"] in found
+    assert ["MinGRU over GRU-loop, speed-up at batch 64, length 4096", "missing", "1,324", ""] in found
+    assert ["length", "512", "4,096"] in found and ["GRU-loop", "2,500", ""] in found
+    assert ["MinGRU", "632", "5,057"] in found  # memory
+    assert "- GRU-loop: measured up to length 512 (at length 4,096)." in markdown
+    assert found[2][2] == "2 done, 1 missing"
+    drawn = (tmp_path / "figures" / "speed-0.svg").read_text(encoding="utf-8")
+    assert "time of a training step, ms" in drawn and "MinGRU over GRU-loop" in drawn
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.0004, "0.0"), (-0.04, "0.0"), (0.05, "+0.1"), (-12.34, "−12.3")],
+)
+def test_a_difference_has_a_sign_unless_it_rounds_to_nothing(value, words):
+    assert signed(value, 1) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.5, "0.5 s"), (59.4, "59.4 s"), (90, "2 min"), (3570, "1 h 0 min"), (7260, "2 h 1 min")],
+)
+def test_durations_are_as_people_say_them(seconds, words):
+    assert report.duration(seconds) == words

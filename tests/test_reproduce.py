@@ -1,0 +1,199 @@
+"""`minrnn reproduce`: cells that are measured once, fail alone, and go on where they were cut off."""
+
+import dataclasses
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from rich.console import Console
+
+import minrnn
+from minrnn.reproduce.cells import SCALES, Cell, Results
+from minrnn.reproduce.experiments import EXPERIMENTS, cells
+from minrnn.reproduce.runner import run
+from minrnn.reproduce.training import make_task, train
+
+TRAIN = {"steps": 40, "lr": 1e-3, "warmup": 2, "eval_every": 20, "save_every": 5}
+
+
+def cell(seed=0, **train):
+    config = {
+        "measure": "training",
+        "task": {"name": "copying", "length": 8, "tokens": 2, "batch_size": 4, "examination": 1},
+        "backbone": {"width": 8, "layers": 1, "mixer": "mingru", "conv": 0, "mlp": 0.0},
+        "train": {**TRAIN, **train},
+    }
+    return Cell("copying", "minGRU", "", seed, config)
+
+
+def quiet():
+    return Console(quiet=True)
+
+
+def measured(record):
+    """What must not depend on time."""
+    drop = {"seconds", "facts"}
+    return json.loads(
+        json.dumps({name: value for name, value in record.items() if name not in drop}),
+        object_hook=lambda table: {name: value for name, value in table.items() if name not in drop},
+    )
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_cell_has_a_file_of_its_own_and_a_config_in_plain_values(scale):
+    found = cells(EXPERIMENTS, scale)
+    assert {each.experiment for each in found} == set(EXPERIMENTS)
+    assert len({each.name for each in found}) == len(found)
+    for each in found:
+        assert re.fullmatch(r"[a-z]+/[a-z0-9-]+", each.name)
+        assert json.loads(json.dumps(each.config)) == each.config
+    assert all(scale in each.changed for each in EXPERIMENTS.values())
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_training_cell_can_be_built(scale):
+    """On the meta device, so that the paper's sizes cost nothing."""
+    from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig
+    from minrnn.train import TrainConfig
+
+    for each in cells(EXPERIMENTS, scale):
+        if each.config["measure"] == "training":
+            config = BackboneConfig(**each.config["backbone"])
+            TrainConfig(seed=each.seed, **each.config["train"])
+            with torch.device("meta"):
+                LanguageModel(LanguageModelConfig(16, config))
+            if each.config["task"]["name"] != "text":
+                make_task(each.config["task"])
+
+
+def test_names_that_do_not_exist_are_answered_with_those_that_do():
+    with pytest.raises(ValueError, match=r"experiments must be of .*layers, copying.*, got 'x'"):
+        cells(["x"], "smoke")
+    with pytest.raises(ValueError, match=r"scale must be one of smoke, laptop, paper, got 'big'"):
+        cells(["layers"], "big")
+    with pytest.raises(ValueError, match=r"systems must be of minLSTM; minGRU.*, got 'mingru'"):
+        cells(["layers"], "smoke", ["mingru"])
+    assert {each.system for each in cells(["layers"], "smoke", ["minGRU"])} == {"minGRU"}
+
+
+def test_what_is_there_is_not_measured_again(tmp_path):
+    results, wanted = Results(tmp_path), [cell(), cell(1)]
+    first = run(wanted, results, console=quiet())
+    assert [each["result"]["step"] for each in first] == [40, 40]
+    assert first[0]["result"]["held_out"] != first[1]["result"]["held_out"]
+    assert first[0]["parameters"] > 0 and [line["step"] for line in first[0]["metrics"]] == [20, 40]
+    assert first[0]["facts"]["minrnn"] == minrnn.__version__ and first[0]["config"] == cell().config
+    assert not any((tmp_path / "work").rglob("checkpoint.pt"))
+    assert run(wanted, results, console=quiet()) == first
+    torn = results.path(wanted[0])
+    torn.write_bytes(torn.read_bytes()[:100])
+    again = run(wanted, results, console=quiet())
+    assert measured(again[0]) == measured(first[0]) and again[1] == first[1]
+
+
+def test_results_of_another_config_or_version_are_not_mixed(tmp_path, monkeypatch):
+    results = Results(tmp_path)
+    results.write(cell(), {"result": {"held_out": 1.0}})
+    assert results.read(cell())["result"] == {"held_out": 1.0}
+    with pytest.raises(
+        ValueError, match=r"must be a cell with config.train.lr = 0.5, got 0.001: results are not mixed"
+    ):
+        run([cell(lr=0.5)], results, console=quiet())
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"with minrnn = '9', got"):
+        patch.setattr(minrnn, "__version__", "9")
+        results.read(cell())
+    results.path(cell()).write_text("[]")
+    with pytest.raises(ValueError, match="with format = 1, got None"):
+        results.read(cell())
+
+
+def test_a_cell_fails_alone_and_is_tried_again(tmp_path):
+    results, bad = Results(tmp_path), dataclasses.replace(cell(7), system="bad")
+    bad.config["backbone"] = {**bad.config["backbone"], "width": -1}
+    records = run([bad, cell()], results, console=quiet())
+    assert records[0]["error"] == "ValueError: BackboneConfig: width must be at least 1, got -1"
+    assert records[1]["result"]["step"] == 40
+    screen = io.StringIO()
+    run([bad, cell()], results, console=Console(file=screen, width=200))
+    assert "2 cells, 1 of them measured before" in screen.getvalue()
+    assert "copying/bad-7: failed: ValueError: BackboneConfig" in screen.getvalue()
+
+
+def children():
+    """Worker processes of this one."""
+    found = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def test_a_killed_worker_loses_only_its_own_cell(tmp_path):
+    results, wanted = Results(tmp_path), [cell(steps=100_000, save_every=100_000), cell(1)]
+    before = set(children())
+
+    def kill():
+        while not results.work(wanted[0]).joinpath("metrics.jsonl").exists():
+            time.sleep(0.05)
+        for pid in set(children()) - before:
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    records = run(wanted, results, console=quiet())
+    killer.join()
+    assert records[0]["error"] == "its process ended by SIGKILL" and records[1]["result"]["step"] == 40
+
+
+def test_ctrl_c_keeps_what_is_finished_and_goes_on_where_it_was(tmp_path, monkeypatch):
+    """Through the command line, at a terminal's process group; two workers at once."""
+    wanted = [cell(), cell(1, steps=3000), cell(2, steps=3000)]
+    whole = run(wanted, Results(tmp_path / "whole"), jobs=2, console=quiet())
+    (tmp_path / "cells.json").write_text(json.dumps([dataclasses.asdict(each) for each in wanted]))
+    script = f"""
+import json
+from pathlib import Path
+from rich.console import Console
+from minrnn.reproduce.cells import SCALES, Cell, Results
+from minrnn.reproduce.runner import run
+wanted = [Cell(**each) for each in json.loads(Path({str(tmp_path / "cells.json")!r}).read_text())]
+try:
+    run(wanted, Results(Path({str(tmp_path / "cut")!r})), jobs=2, console=Console())
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{script}"],
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    results = Results(tmp_path / "cut")
+    while not all(results.work(each).joinpath("checkpoint.pt").exists() for each in wanted[1:]):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[0].endswith("stopped\n")
+    assert results.read(wanted[0]) and not any(results.read(each) for each in wanted[1:])
+    records = run(wanted, results, jobs=2, console=quiet())
+    assert [measured(each) for each in records] == [measured(each) for each in whole]
+
+
+def test_a_checkpoint_of_another_config_is_thrown_away(tmp_path):
+    train(cell(), tmp_path, None, quiet())
+    other = cell(lr=2e-3)
+    fresh = train(other, tmp_path / "fresh", None, quiet())
+    assert measured(train(other, tmp_path, None, quiet())) == measured(fresh)
+
+
+def test_a_text_that_is_not_shakespeare_is_refused(tmp_path):
+    (tmp_path / "text.txt").write_text("to be or not to be " * 100)
+    (record,) = run(
+        cells(["lm"], "smoke", ["minGRU"]), Results(tmp_path), data=str(tmp_path / "text.txt"), console=quiet()
+    )
+    assert re.match(r"ValueError: data: .*text.txt must have SHA-256 86c4e6aa", record["error"])

@@ -1,0 +1,31 @@
+"""`minrnn reproduce` as it is typed."""
+
+import re
+import sys
+
+import pytest
+
+from minrnn import cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["nothing"], "experiments must be of .*, got 'nothing'"),
+        (["--scale", "big"], "scale must be one of smoke, laptop, paper, got 'big'"),
+        (["layers", "--systems", "x"], "systems must be of .*, got 'x'"),
+        (["--jobs", "0"], "--jobs: must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, match, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["reproduce", *arguments])
+    assert stop.value.code == 2 and re.search(match, capsys.readouterr().err)
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in [each for each in sys.modules if each.startswith("minrnn.reproduce")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert cli.main(["reproduce", "layers", "--scale", "smoke"]) == 1
+    assert "needs matplotlib, which is not installed: pip install minrnn[train]" in capsys.readouterr().err
