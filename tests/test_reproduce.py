@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 import minrnn
+from minrnn.reproduce import worker
 from minrnn.reproduce.cells import SCALES, Cell, Results
 from minrnn.reproduce.experiments import EXPERIMENTS, cells
 from minrnn.reproduce.runner import run
@@ -82,6 +83,7 @@ def test_names_that_do_not_exist_are_answered_with_those_that_do():
     with pytest.raises(ValueError, match=r"systems must be of minLSTM; minGRU.*, got 'mingru'"):
         cells(["layers"], "smoke", ["mingru"])
     assert {each.system for each in cells(["layers"], "smoke", ["minGRU"])} == {"minGRU"}
+    assert cells(["layers", "layers"], "smoke") == cells(iter(["layers"]), "smoke")  # no cell is measured twice
 
 
 def test_what_is_there_is_not_measured_again(tmp_path):
@@ -125,6 +127,63 @@ def test_a_cell_fails_alone_and_is_tried_again(tmp_path):
     run([bad, cell()], results, console=Console(file=screen, width=200))
     assert "2 cells, 1 of them measured before" in screen.getvalue()
     assert "copying/bad-7: failed: ValueError: BackboneConfig" in screen.getvalue()
+
+
+def test_a_cell_after_one_that_failed_has_a_process_of_its_own(tmp_path, monkeypatch):
+    """An error may leave its process broken: a GPU refuses all work after some."""
+    begun, start = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: begun.append(args) or start(*args, **kwargs))
+    first, second = dataclasses.replace(cell(7), system="bad"), cell(steps=2)
+    first.config["task"] = {"name": "unknown"}
+    records = run([first, second], Results(tmp_path), console=quiet())
+    assert ["error" in record for record in records] == [True, False]
+    assert sum("minrnn.reproduce.worker" in args[0] for args in begun) == 2
+
+
+def test_what_ends_a_server_ends_the_run(tmp_path):
+    """A folder that cannot be written: nothing is reported as measured."""
+    (tmp_path / "copying").write_text("in the way")
+    with pytest.raises(OSError, match="copying"):
+        run([cell(steps=2)], Results(tmp_path), console=quiet())
+
+
+def test_a_cell_is_measured_by_one_process_at_a_time(tmp_path):
+    results, screen, ended = Results(tmp_path), io.StringIO(), []
+
+    def other():
+        with results.claim(cell(), Console(file=screen)):
+            ended.append(results.has(cell()))
+
+    with results.claim(cell(), quiet()):
+        thread = threading.Thread(target=other)
+        thread.start()
+        while "another process is at work on it" not in screen.getvalue():
+            time.sleep(0.01)
+        assert ended == []
+        results.write(cell(), {"result": {}})
+    thread.join()
+    assert ended == [True] and not list((tmp_path / "work").rglob("*.lock"))
+    worker.measure(cell(), results, None, quiet(), None)
+    assert results.read(cell())["result"] == {}  # what another process has measured meanwhile stays
+
+
+def test_the_commit_is_of_the_code_that_the_process_has_loaded(tmp_path):
+    worker.measure(cell(steps=2), Results(tmp_path), None, quiet(), "abc")
+    assert Results(tmp_path).read(cell(steps=2))["facts"]["commit"] == "abc"
+
+
+def test_a_process_that_ends_after_its_cell_loses_nothing(tmp_path, monkeypatch):
+    """Killed between the file and the word that it is there."""
+    script = "import sys, signal, os; sys.stdin.readline(); os.kill(os.getpid(), signal.SIGKILL)"
+    start = subprocess.Popen
+    results = Results(tmp_path)
+
+    def begin(arguments, **kwargs):
+        results.write(cell(), {"result": {"held_out": 1.0}, "seconds": 1.0})
+        return start([sys.executable, "-c", script], **kwargs)
+
+    monkeypatch.setattr("minrnn.reproduce.runner.subprocess.Popen", begin)
+    assert run([cell()], results, console=quiet())[0]["result"] == {"held_out": 1.0}
 
 
 def children():
@@ -189,6 +248,42 @@ def test_a_checkpoint_of_another_config_is_thrown_away(tmp_path):
     other = cell(lr=2e-3)
     fresh = train(other, tmp_path / "fresh", None, quiet())
     assert measured(train(other, tmp_path, None, quiet())) == measured(fresh)
+
+
+def test_a_checkpoint_of_another_version_is_thrown_away(tmp_path, monkeypatch):
+    first = train(cell(), tmp_path, None, quiet())
+    (tmp_path / "mark").touch()
+    assert train(cell(), tmp_path, None, quiet()) == first and (tmp_path / "mark").exists()
+    monkeypatch.setattr(minrnn, "__version__", "9")
+    assert measured(train(cell(), tmp_path, None, quiet())) == measured(first) and not (tmp_path / "mark").exists()
+
+
+def test_a_torn_checkpoint_fails_once(tmp_path):
+    whole = train(cell(), tmp_path, None, quiet())
+    (tmp_path / "checkpoint.pt").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"checkpoint.pt is torn"):
+        train(cell(), tmp_path, None, quiet())
+    assert measured(train(cell(), tmp_path, None, quiet())) == measured(whole)
+
+
+def test_patience_ends_a_run_only_where_the_loss_was_measured(tmp_path):
+    record = train(cell(patience=5), tmp_path, None, quiet())
+    assert record["result"]["step"] in (20, 40)
+
+
+def test_batches_of_an_examination_count_alike():
+    """As in the paper's code: sorted words of more symbols do not weigh more."""
+    task = make_task({"name": "formal", "language": "bucket_sort", "batch_size": 4, "examination": 2})
+    longer, shorter = sorted((0, 1), key=lambda index: -task.held_out(index).tokens.shape[1])
+    lengths = [task.held_out(index).tokens.shape[1] for index in (longer, shorter)]
+    assert lengths[0] > lengths[1]
+
+    def knows_the_longer(tokens):
+        right = tokens.shape[1] == lengths[0]
+        targets = task.held_out(longer if right else shorter).targets.clamp(min=0)
+        return torch.nn.functional.one_hot(targets if right else 9 - targets, 11).float(), None
+
+    assert task.evaluate(knows_the_longer)["accuracy"] == 0.5
 
 
 def test_a_text_that_is_not_shakespeare_is_refused(tmp_path):

@@ -1,7 +1,10 @@
 """`minrnn reproduce` as it is typed."""
 
 import re
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -21,6 +24,20 @@ def test_bad_arguments_are_named(arguments, match, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["reproduce", *arguments])
     assert stop.value.code == 2 and re.search(match, capsys.readouterr().err)
+
+
+def test_sigterm_saves_what_is_at_work_and_leaves_no_process(tmp_path):
+    """As a batch system ends a job."""
+    command = [sys.executable, "-m", "minrnn.cli", "reproduce", "layers", "--systems", "minGRU", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    work = tmp_path / "work" / "layers" / "mingru-1-layer-0"
+    while not (work / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=60)  # the pipe is closed: the worker has ended too
+    assert process.returncode == 128 + signal.SIGTERM
+    assert (work / "checkpoint.pt").exists() and not (tmp_path / "layers").exists()
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch, capsys):

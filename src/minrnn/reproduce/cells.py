@@ -1,14 +1,19 @@
 """Cells: an experiment is made of them, and each is one JSON file.
 
 A results folder holds EXPERIMENT/SYSTEM-COLUMN-SEED.json for each cell that has ended, and under work/ a directory
-with the checkpoint of each that has not.
+with the checkpoint of each that has not, beside a lock of whoever is at work on it.
 """
 
+import fcntl
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from rich.console import Console
 
 import minrnn
 from minrnn.models import replace_files
@@ -62,6 +67,27 @@ class Results:
     def work(self, cell: Cell) -> Path:
         """The directory of a cell that has not ended."""
         return self.root / "work" / cell.name
+
+    @contextmanager
+    def claim(self, cell: Cell, console: Console) -> Iterator[None]:
+        """The sole right to measure a cell, waited for: it may be another process's, such as a worker whose parent was
+        killed."""
+        lock = self.work(cell).with_suffix(".lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                console.print("another process is at work on it: waits", highlight=False)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+            if self.has(cell):
+                lock.unlink(missing_ok=True)  # who still waits for it finds the cell done
+
+    def has(self, cell: Cell) -> bool:
+        """Whether a cell has been measured, and did not fail; raises as `read` does."""
+        record = self.read(cell)
+        return record is not None and "error" not in record
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """What was measured, or why it failed; None where there is nothing, or a file that is torn.

@@ -1,6 +1,8 @@
 """The command line of `minrnn reproduce`."""
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -49,7 +51,11 @@ def main(argv: list[str]) -> int:
     results = Results(out)
     failed = 0
     if not given.report:
-        records = run(wanted, results, jobs=given.jobs, data=given.data, console=console)
+        before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # as Ctrl-C: all is saved
+        try:
+            records = run(wanted, results, jobs=given.jobs, data=given.data, console=console)
+        finally:
+            signal.signal(signal.SIGTERM, before)
         failed = sum("error" in record for record in records)
     report.build(results, given.scale, cells(list(EXPERIMENTS), given.scale), out)
     console.print(f"{out / 'report.html'} has the results", highlight=False, soft_wrap=True)

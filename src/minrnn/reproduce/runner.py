@@ -1,5 +1,6 @@
 """Runs cells in worker processes, one after the other or several at once."""
 
+import contextlib
 import json
 import queue
 import signal
@@ -34,10 +35,11 @@ def run(
 
     Raises:
         ValueError: the folder has one of these cells from another version, or with another config.
-        KeyboardInterrupt: Ctrl-C; what has ended is kept, and what was at work has saved a checkpoint.
+        OSError: a cell's file cannot be written.
+        KeyboardInterrupt: Ctrl-C; what has ended is kept, and what was at work has saved a checkpoint. A second one
+            ends it at once.
     """
-    records = [results.read(cell) for cell in cells]
-    left = [cell for cell, record in zip(cells, records, strict=True) if record is None or "error" in record]
+    left = [cell for cell in cells if not results.has(cell)]
     console.print(f"{len(cells)} cells, {len(cells) - len(left)} of them measured before", highlight=False)
     # What measures time is measured alone.
     _serve([cell for cell in left if cell.config["measure"] != "training"], 1, results, data, console)
@@ -50,54 +52,76 @@ def _serve(cells: Sequence[Cell], jobs: int, results: Results, data: str | None,
     waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
     for cell in cells:
         waiting.put(cell)
-    arguments = [str(results.root), str(max(1, torch.get_num_threads() // jobs)), data or ""]
-    servers = [_Server(arguments, waiting, results, console) for _ in range(min(jobs, len(cells)))]
+    jobs = min(jobs, len(cells))
+    arguments = [str(results.root), str(max(1, torch.get_num_threads() // max(1, jobs))), data or ""]
+    ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    servers = [_Server(arguments, waiting, ended, results, console) for _ in range(jobs)]
     try:
         for server in servers:
             server.start()
-        for server in servers:
-            while server.is_alive():  # a bare join would not see Ctrl-C
-                server.join(0.2)
-    except KeyboardInterrupt:
-        for server in servers:
-            server.stop()
-        for server in servers:
-            server.join()
-        raise
+        for _ in servers:
+            if error := ended.get():
+                raise error
+    finally:  # nothing is left to stop, unless an exception came
+        try:
+            for server in servers:
+                server.stop()
+            for server in servers:
+                if server.is_alive():
+                    server.join()
+        finally:
+            for server in servers:
+                server.stop()  # asked twice, a worker ends at once
 
 
 class _Server(threading.Thread):
     """Feeds one worker process; starts another where one was killed."""
 
-    def __init__(self, arguments: list[str], waiting: queue.SimpleQueue, results: Results, console: Console) -> None:
+    def __init__(
+        self,
+        arguments: list[str],
+        waiting: queue.SimpleQueue,
+        ended: queue.SimpleQueue,
+        results: Results,
+        console: Console,
+    ) -> None:
         super().__init__(daemon=True)
-        self.arguments, self.waiting, self.results, self.console = arguments, waiting, results, console
+        self.arguments, self.waiting, self.ended = arguments, waiting, ended
+        self.results, self.console = results, console
         self.stopped = False
         self.worker: subprocess.Popen[str] | None = None
 
     def run(self) -> None:
-        while not self.stopped:
-            try:
-                cell = self.waiting.get_nowait()
-            except queue.Empty:
-                break
-            self._measure(cell)
-        if self.worker:
-            self.worker.communicate()  # it ends with its input
+        try:
+            with contextlib.suppress(queue.Empty):
+                while not self.stopped:
+                    self._measure(self.waiting.get_nowait())
+            self._dismiss()
+        except BaseException as error:  # such as a full disk, or nobody who reads the output
+            self.ended.put(error)
+        else:
+            self.ended.put(None)
 
     def stop(self) -> None:
         """Ask the worker to save what it is at, and to end."""
         self.stopped = True
+        if worker := self.worker:
+            worker.terminate()
+
+    def _dismiss(self) -> None:
         if self.worker:
-            self.worker.send_signal(signal.SIGINT)
+            self.worker.communicate()  # it ends with its input
+            self.worker = None
 
     def _measure(self, cell: Cell) -> None:
         if self.worker is None:
-            # In a group of its own: a Ctrl-C at the terminal must reach it once, from here.
+            # In a group of its own: a Ctrl-C at the terminal must not reach it, only a signal from here.
             self.worker = subprocess.Popen(
                 [sys.executable, "-m", "minrnn.reproduce.worker", *self.arguments],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0,
             )  # fmt: skip
+            if self.stopped:  # meanwhile
+                self.worker.terminate()
         self._say(f"{cell.name}: begins")
         asked, answers = cast(IO[str], self.worker.stdin), cast(IO[str], self.worker.stdout)
         try:
@@ -113,9 +137,12 @@ class _Server(threading.Thread):
             status, self.worker = self.worker.wait(), None
             if self.stopped:
                 return
-            reason = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-            self.results.write(cell, {"error": f"its process ended by {reason}", "facts": facts.gather()})
+            if not self.results.has(cell):
+                reason = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+                self.results.write(cell, {"error": f"its process ended by {reason}", "facts": facts.gather()})
         record = self.results.read(cell) or {}
+        if "error" in record:
+            self._dismiss()  # what failed may have broken the process, as errors of a GPU do
         self._say(f"{cell.name}: {outcome(record)} ({self.waiting.qsize()} are waiting)")
 
     def _say(self, line: str) -> None:

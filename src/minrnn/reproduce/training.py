@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+import minrnn
 from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, replace_files
 from minrnn.reproduce.cells import Cell
 from minrnn.tasks import FormalLanguage, ListOps, SelectiveCopying, TextConfig, TextTask
@@ -37,15 +38,19 @@ def train(cell: Cell, work: Path, data: str | None, console: Console) -> dict[st
 
     Args:
         cell: its config has `task`, `backbone` and `train`.
-        work: directory of the checkpoint; one of another config is thrown away, and in the end this one is.
+        work: directory of the checkpoint; one of another config or version is thrown away.
         data: where the task's text lies.
         console: where progress is shown.
 
     Returns:
         The `metrics` of each step after which the held-out loss was measured, with the training loss of a step near it;
         the `result`, which is the last of them, and the `best`, by that loss; `parameters` and `seconds`.
+
+    Raises:
+        ValueError: what is at work is damaged, or the loss is no longer finite; it is thrown away, for another try
+            would end there again.
     """
-    begin, about = work / "cell.json", json.dumps(cell.config).encode()
+    begin, about = work / "cell.json", json.dumps({"minrnn": minrnn.__version__, **cell.config}).encode()
     if not begin.exists() or begin.read_bytes() != about:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
@@ -53,7 +58,12 @@ def train(cell: Cell, work: Path, data: str | None, console: Console) -> dict[st
     task = make_task(cell.config["task"], data)
     torch.manual_seed(cell.seed)
     model = LanguageModel(LanguageModelConfig(task.vocabulary, BackboneConfig(**cell.config["backbone"])))
-    journal = fit(model, task, TrainConfig(seed=cell.seed, **cell.config["train"]), work, console)
+    config = TrainConfig(seed=cell.seed, **cell.config["train"])
+    try:
+        journal = fit(model, task, config, work, console)
+    except ValueError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
     measured: list[dict[str, float]] = []
     latest: dict[str, float] = {}
     for line in journal.metrics.read():

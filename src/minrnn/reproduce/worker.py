@@ -27,28 +27,39 @@ MEASURES: dict[str, Callable[[Cell, Path, str | None, Console], dict[str, Any]]]
 }
 
 
-def measure(cell: Cell, results: Results, data: str | None, console: Console) -> None:
-    """Measure a cell and write its file; if it fails, with the reason."""
+def measure(cell: Cell, results: Results, data: str | None, console: Console, commit: object) -> None:
+    """Measure a cell and write its file; if it fails, with the reason.
+
+    Args:
+        cell: what to measure; left alone if another process has done so meanwhile.
+        results: the folder.
+        data: where a text of the cell lies.
+        console: where progress is shown.
+        commit: the code's, as this process has loaded it.
+    """
     work = results.work(cell)
-    try:
-        record = MEASURES[cell.config["measure"]](cell, work, data, console)
-    except (Interrupted, KeyboardInterrupt, BrokenPipeError):
-        raise
-    except Exception as error:
-        record = {"error": f"{type(error).__name__}: {error}".partition("\n")[0]}
-    device = record.get("device", "cuda" if torch.cuda.is_available() else "cpu")
-    results.write(cell, {**record, "facts": facts.gather(device)})
-    if "error" not in record:
-        shutil.rmtree(work, ignore_errors=True)
+    with results.claim(cell, console):
+        if results.has(cell):
+            return
+        try:
+            record = MEASURES[cell.config["measure"]](cell, work, data, console)
+        except (Interrupted, KeyboardInterrupt, BrokenPipeError):
+            raise
+        except Exception as error:
+            record = {"error": f"{type(error).__name__}: {error}".partition("\n")[0]}
+        device = record.get("device", "cuda" if torch.cuda.is_available() else "cpu")
+        results.write(cell, {**record, "facts": {**facts.gather(device), "commit": commit}})
+        if "error" not in record:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def main(root: str, threads: str, data: str) -> int:
     """Serve the cells of the standard input until it ends; 130 if stopped before."""
     torch.set_num_threads(int(threads))
-    console = Console(width=200)
+    console, commit = Console(width=200), facts.gather()["commit"]
     try:
         for line in sys.stdin:
-            measure(Cell(**json.loads(line)), Results(Path(root)), data or None, console)
+            measure(Cell(**json.loads(line)), Results(Path(root)), data or None, console, commit)
             sys.stdout.write(f"{DONE}\n")
             sys.stdout.flush()
     except (Interrupted, KeyboardInterrupt):

@@ -146,7 +146,8 @@ class Journal(L.Callback):
                 save(module.model, self.run)
 
     def _at_end(self, step: int, config: TrainConfig) -> bool:
-        return step == config.steps or 0 < config.patience <= step - self.best_step
+        examined = step % config.eval_every == 0
+        return step == config.steps or (examined and 0 < config.patience <= step - self.best_step)
 
     def state_dict(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in _KEPT}
