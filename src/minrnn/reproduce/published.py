@@ -89,7 +89,8 @@ PUBLISHED: dict[str, dict[Key, Number]] = {
         "Table 1", SUMMARY, _LAYERS, {"minLSTM": _MINLSTM, "minGRU": [(37.0, 2.3), (96.8, 3.2), (99.5, 0.2)]}
     )
     | _table("Table 1", EITHER, _LAYERS, {"minLSTM unnormalized": _MINLSTM}),
-    "copying": _table("Table 2", SUMMARY, [""], _SUMMARIZED) | _table("Table 2", MEMORY, [""], _REMEMBERED),
+    "copying": _table("Table 2", SUMMARY, ["minRNN's convention"], _SUMMARIZED)
+    | _table("Table 2", MEMORY, ["minRNN's convention"], _REMEMBERED),
     "lm": {
         ("minGRU", ""): Number(1.548, None, 575, "Figure 2", ARTICLE),
         ("minLSTM", ""): Number(1.555, None, 625, "Figure 2", ARTICLE),

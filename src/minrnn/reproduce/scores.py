@@ -64,7 +64,7 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
             caption += ", with a large open marker at its step." if any(panel.points for panel in panels) else "."
         drawn = [Figure(name, caption, figures.draw(name, f"{experiment.title}: {measure.axis}", panels, "step"))]
     means = {place: statistics.mean(values) for place, each in places.items() if (values := _values(each, measure))}
-    return Told(measure.words, _sentences(means, published, measure), tables, [], drawn, [])
+    return Told(measure.words, _sentences(means, measure), tables, [], drawn, [])
 
 
 def entry(found: Sequence[Found], number: Number | None, measure: Measure) -> tuple[str, str, str, str]:
@@ -125,25 +125,13 @@ def _label(place: Key) -> str:
     return ", ".join(filter(None, place))
 
 
-def _sentences(means: Mapping[Key, float], published: Mapping[Key, Number], measure: Measure) -> list[str]:
+def _sentences(means: Mapping[Key, float], measure: Measure) -> list[str]:
     """What the means say, the better end first."""
+    if len(means) < 2:
+        return []
     sign = 1 if measure.key == "accuracy" else -1
-    sentences = []
-    if len(means) > 1:
-        best, worst = (choose(means, key=lambda place: sign * means[place]) for choose in (max, min))
-        first, last = ("highest", "lowest") if sign > 0 else ("lowest", "highest")
-        told = [f"{word}: {_label(place)} ({means[place]:.{measure.digits}f})" for word, place in
-                ((first.capitalize(), best), (last, worst))]  # fmt: skip
-        sentences.append("; ".join(told) + ".")
-    gaps = {
-        place: sign * (mean - published[place].value)
-        for place, mean in means.items()
-        if place in published and not published[place].scaled
-    }
-    if gaps:
-        behind = min(gaps, key=lambda place: gaps[place])
-        sentence = f"As good as the paper's number or better in {sum(gap >= 0 for gap in gaps.values())} of {len(gaps)}"
-        if gaps[behind] < 0:
-            sentence += f"; furthest behind: {_label(behind)} ({signed(sign * gaps[behind], measure.digits)})"
-        sentences.append(f"{sentence}.")
-    return sentences
+    best, worst = (choose(means, key=lambda place: sign * means[place]) for choose in (max, min))
+    first, last = ("Highest", "lowest") if sign > 0 else ("Lowest", "highest")
+    told = [f"{word}: {_label(place)} ({means[place]:.{measure.digits}f})" for word, place in
+            ((first, best), (last, worst))]  # fmt: skip
+    return ["; ".join(told) + "."]
