@@ -43,3 +43,20 @@ def backends_under_test() -> list[str]:
         if reason:
             raise pytest.UsageError(f"MINRNN_TEST_BACKENDS names {name!r}, but {reason}")
     return names
+
+
+def _mend_interpreter() -> None:
+    """Triton's interpreter keeps scalars as arrays of one number, which NumPy since 2.4 does not take for an index."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor, scope) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
+
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    _mend_interpreter()

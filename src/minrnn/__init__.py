@@ -6,6 +6,7 @@ from minrnn.mixers import detach_state
 from minrnn.models import load
 from minrnn.ops import linear_scan
 from minrnn.replace import replace_rnn
+from minrnn.warmup import warmup
 
 __all__ = [
     "MinGRU",
@@ -17,5 +18,6 @@ __all__ = [
     "linear_scan",
     "load",
     "replace_rnn",
+    "warmup",
 ]
 __version__ = "0.1.0"

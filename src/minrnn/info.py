@@ -40,12 +40,6 @@ def mixers(width: int = 64) -> list[tuple[str, ...]]:
     return rows
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows as columns of text."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
 def _huge_pages(on: bool) -> str:
     kernel = _THP.read_text() if _THP.exists() else ""
     allowed = found[1] if (found := re.search(r"\[(\w+)\]", kernel)) else "unknown"

@@ -4,11 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from minrnn.ops import describe, last_backend, linear_scan, mingru_scan, minlstm_scan, why_not
+import minrnn
+from minrnn.ops import backends, describe, last_backend, linear_scan, mingru_scan, minlstm_scan, triton, why_not
 
 P = torch.zeros(2, 16, 8)
 CASES = [
@@ -100,7 +103,7 @@ def test_the_backend_follows_the_tensor_unless_forced(monkeypatch):
     assert last_backend() == "reference"
     assert describe() == {"parallel": "in use for every tensor: forced by MINRNN_BACKEND"}
     monkeypatch.delenv("MINRNN_BACKEND")
-    assert set(describe()) == {"native", "parallel", "reference"}
+    assert set(describe()) == {"native", "triton", "parallel", "reference"}
 
 
 def test_without_the_library_one_warning_and_the_parallel_backend(tmp_path):
@@ -140,3 +143,61 @@ def test_a_forked_process_runs_on_one_thread():
     os.close(write)
     assert os.read(read, 4) == b"same"
     os.waitpid(child, 0)
+
+
+def test_on_the_cpu_there_is_nothing_to_compile():
+    module = torch.nn.Sequential(minrnn.MinGRU(4, 4), torch.nn.Linear(4, 4))
+    assert minrnn.warmup(module, torch.bfloat16, reset=True) == []
+    with pytest.raises(TypeError, match=r"warmup: module must be an nn.Module, got int"):
+        minrnn.warmup(3)
+
+
+def test_a_gpu_without_triton_gets_one_warning_and_the_parallel_backend(monkeypatch):
+    """A stand-in for a CUDA tensor: what is said and chosen must not need a GPU."""
+    tensor = SimpleNamespace(device=torch.device("cuda", 0))
+    monkeypatch.setattr(backends, "_warned", {"what another device lacks"})
+    monkeypatch.setattr(triton, "unavailable", lambda device: "Triton is not installed (pip install triton)")
+    with pytest.warns(RuntimeWarning, match="than its GPU kernels, because Triton is not installed"):
+        assert backends.choose(None, tensor, "mingru_scan") == "parallel"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backends.choose(None, tensor, "mingru_scan") == "parallel"
+    monkeypatch.setattr(backends, "_warned", set())
+    with pytest.warns(RuntimeWarning, match="because it is a test"):
+        torch.compile(lambda x: (backends._warn_once("because it is a test"), x + 1), fullgraph=True, backend="eager")(
+            P
+        )
+    with pytest.raises(ValueError, match="backend 'triton' was asked for, but Triton is not installed"):
+        backends.choose("triton", tensor, "mingru_scan")
+    monkeypatch.setattr(triton, "unavailable", lambda device: None)
+    assert backends.choose(None, tensor, "mingru_scan") == "triton"
+    assert backends.choose(None, tensor, "short_conv", gpu=False) == "parallel"
+
+
+def test_what_triton_lacks_is_said(monkeypatch):
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
+    monkeypatch.setenv("CC", "cc")
+    versions = {
+        "3.6.0+git1": "a GPU of compute capability 8.0, this has 7.5",
+        "2.1.0": "2.1.0 is too old: 3.6 or newer",
+    }
+    for version, words in versions.items():
+        for cached in (triton._no_triton, triton._no_compiler, triton._too_old):
+            cached.cache_clear()
+        monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=version))
+        assert words in triton.unavailable(gpu)
+    triton._no_triton.cache_clear()
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert triton.unavailable(gpu) == "Triton is not installed (pip install triton)"
+    for cached in (triton._no_triton, triton._no_compiler, triton._too_old):
+        cached.cache_clear()
+
+
+def test_a_triton_that_does_not_load(monkeypatch, tmp_path):
+    (tmp_path / "triton.py").write_text("import libtriton_of_another_machine")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    triton._no_triton.cache_clear()
+    assert triton._no_triton() == "Triton does not load (No module named 'libtriton_of_another_machine')"
+    triton._no_triton.cache_clear()

@@ -137,7 +137,7 @@ def _scan_backward_op(
     with torch.no_grad():
         grads = backward(grad_hidden, grad_last, inputs, hidden, _spec(gates, activation, reverse, backend), scan)
     pairs = zip(grads, (source, values, initial, restart), strict=True)
-    return [_laid_out(grad, _gradient_of(like)) for grad, like in pairs if grad is not None]
+    return [_laid_out(grad, like) for grad, like in pairs if grad is not None]
 
 
 def _gradient_of(like: Tensor) -> Tensor:
@@ -147,8 +147,9 @@ def _gradient_of(like: Tensor) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype, device=like.device)
 
 
-def _laid_out(grad: Tensor, out: Tensor) -> Tensor:
-    return grad if grad.stride() == out.stride() else out.copy_(grad)
+def _laid_out(grad: Tensor, like: Tensor) -> Tensor:
+    promised = _gradient_of(torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta"))
+    return grad if grad.stride() == promised.stride() else _gradient_of(like).copy_(grad)
 
 
 @_scan_backward_op.register_fake

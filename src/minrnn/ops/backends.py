@@ -7,18 +7,21 @@ import warnings
 import torch
 from torch import Tensor
 
-from minrnn.ops import native
+from minrnn.ops import native, triton
 
-BACKENDS = ("native", "parallel", "reference")
+BACKENDS = ("native", "triton", "parallel", "reference")
 _COMPLEX = (torch.complex64, torch.complex128)
 _REAL = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _last: str | None = None
-_warned = False
+_warned: set[str] = set()
 
 
-def why_not(backend: str, tensor: Tensor) -> str | None:
-    """One sentence that says why `backend` cannot serve `tensor`, or None if it can."""
+def why_not(backend: str, tensor: Tensor, *, gpu: bool = True) -> str | None:
+    """One sentence that says why `backend` cannot serve `tensor`, or None if it can; `gpu`: whether the operation has
+    GPU kernels."""
+    if backend == "triton":
+        return triton.unavailable(tensor.device) if gpu else "it has no GPU kernels"
     if backend != "native":
         return None
     if tensor.device.type != "cpu":
@@ -31,15 +34,16 @@ def forced(argument: str | None) -> str | None:
     return argument or os.environ.get("MINRNN_BACKEND") or None
 
 
-def choose(forced: str | None, tensor: Tensor, door: str) -> str:
-    """The backend for `tensor`: the forced one, or the fastest that serves its device.
+def choose(forced: str | None, tensor: Tensor, door: str, *, gpu: bool = True) -> str:
+    """The backend for `tensor`: the forced one, or the fastest that serves its device; `gpu`: whether the operation has
+    GPU kernels.
 
     Raises ValueError for a name that is not a backend, and for a forced backend that cannot serve the tensor.
     """
     if forced:
         if forced not in BACKENDS:
             raise ValueError(f"{door}: backend must be one of {BACKENDS}, got {forced!r}")
-        reason = why_not(forced, tensor)
+        reason = why_not(forced, tensor, gpu=gpu)
         if reason:
             raise ValueError(f"{door}: backend {forced!r} was asked for, but {reason}")
         return _ran(forced)
@@ -48,6 +52,11 @@ def choose(forced: str | None, tensor: Tensor, door: str) -> str:
         if reason is None:
             return _ran("native")
         _warn_once(f"minrnn runs on plain PyTorch, several times slower than its C library, because {reason}")
+    elif gpu and tensor.device.type == "cuda":
+        reason = triton.unavailable(tensor.device)
+        if reason is None:
+            return _ran("triton")
+        _warn_once(f"minrnn runs on plain PyTorch, several times slower than its GPU kernels, because {reason}")
     return _ran("parallel")
 
 
@@ -63,9 +72,17 @@ def describe() -> dict[str, str]:
     return {
         "native": native.unavailable()
         or f"in use for CPU tensors (C, {native.instruction_set()}, {native.threading()})",
+        "triton": _gpu(),
         "parallel": "in use for every other device" + ("" if native.unavailable() is None else ", and for CPU tensors"),
         "reference": "the step loop: on request only",
     }
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "no GPU is there for it"
+    device = torch.device("cuda", torch.cuda.current_device())
+    return triton.unavailable(device) or f"in use for CUDA tensors ({torch.cuda.get_device_name(device)})"
 
 
 def supported(dtype: torch.dtype, *, real: bool) -> bool:
@@ -87,7 +104,10 @@ def _ran(backend: str) -> str:
 
 
 def _warn_once(message: str) -> None:
-    global _warned
-    if not _warned:
-        _warned = True
+    if message not in _warned:
+        _warned.add(message)
         warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+# torch.compile cannot trace a warning: it is given while the graph is made.
+_warn_once._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

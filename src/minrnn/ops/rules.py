@@ -7,6 +7,7 @@ dtype they are kept in.
 
 from collections.abc import Callable
 from functools import reduce
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -39,8 +40,8 @@ def forward(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
     like = source if values is None else values
     nested = eager_transforms.JVP_NESTING > 1 and spec.backend != "reference"
     backend = backends.choose("parallel" if nested else spec.backend, like, spec.door)
-    if backend == "native":
-        return native.forward(inputs, spec.gates, spec.activation, spec.reverse)
+    if kernels := _kernels(backend):
+        return kernels.forward(inputs, spec.gates, spec.activation, spec.reverse)
     keep = accumulate_dtype(like.dtype)
     if values is not None:
         coeffs, values = source.to(keep), values.to(keep)
@@ -49,6 +50,15 @@ def forward(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
     engine = reference.scan if backend == "reference" else parallel.scan
     hidden, last = engine(coeffs, values, initial, reset=reset, restart=restart, lengths=lengths, reverse=spec.reverse)
     return _laid_out(hidden, like), last
+
+
+def _kernels(backend: str) -> ModuleType | None:
+    """The module with the kernels of a backend that has some."""
+    if backend == "triton":
+        from minrnn.ops.triton import scan  # imports Triton, which only a GPU needs
+
+        return scan
+    return native if backend == "native" else None
 
 
 def _laid_out(series: Tensor, like: Tensor) -> Tensor:
@@ -73,8 +83,9 @@ def backward(
         )
     # The sum over a broadcast coefficient's gradient must not be one of terms that were rounded to 16 bits.
     summed = values is not None and source.shape != values.shape and accumulate_dtype(like.dtype) != like.dtype
-    if not torch.is_grad_enabled() and not summed and backends.choose(spec.backend, like, spec.door) == "native":
-        return native.backward(grad_hidden, grad_last, inputs, hidden, spec.gates, spec.activation, spec.reverse)
+    plain = torch.is_grad_enabled() or summed
+    if kernels := None if plain else _kernels(backends.choose(spec.backend, like, spec.door)):
+        return kernels.backward(grad_hidden, grad_last, inputs, hidden, spec.gates, spec.activation, spec.reverse)
     return Adjoint(inputs, hidden, spec, scan).gradients(grad_hidden, grad_last)
 
 

@@ -33,14 +33,14 @@ def linear_scan(
             in gradients, by selection, so that a NaN before a reset ends there.
         reverse: run from the last step to the first, h_t = a_t h_{t+1} + b_t; `initial` then enters at the end, and a
             reset at t cuts the state that comes from t+1.
-        backend: "native", "parallel" or "reference"; None takes the fastest for the tensors' device.
+        backend: "native", "triton", "parallel" or "reference"; None takes the fastest for the tensors' device.
 
     Returns:
         h, (B, T, H), in the dtype of `values`, laid out in memory as `values` is.
 
     Numerics: linear space, the state in float32 for 16-bit input and in the input's dtype otherwise; deterministic, and
-    bitwise independent of the batch and of the number of threads. A product of coefficients that overflows is not
-    rescued.
+    except in plain PyTorch, bitwise independent of the batch and of how the work is spread over threads or a GPU. A
+    product of coefficients that overflows is not rescued.
 
     Raises:
         TypeError: an argument is not a tensor, or has another dtype than wanted.

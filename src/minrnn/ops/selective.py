@@ -3,6 +3,8 @@
 B batch, T time, E channels, N state size per channel.
 """
 
+import importlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -46,18 +48,19 @@ def selective_scan(
         reset: bool (B, T). Where true, step t begins a new sequence from zeros, by selection, so that a NaN before ends
             there, in values and in gradients.
         bias: (E,), or None.
-        backend: "native", "parallel", plain PyTorch, or "reference", a loop over the steps; None takes the fastest for
-            the tensors' device.
+        backend: "native", "triton", "parallel", plain PyTorch, or "reference", a loop over the steps; None takes the
+            fastest for the tensors' device.
 
     Returns:
         y, (B, T, E), in the dtype of u; and the last state, (B, E, N), float32 for 16-bit u.
 
-    Numerics: deterministic; on the native backend a result does not depend on the number of threads, nor that of a
-    sequence on its batch, bit by bit. There exp(Δ A) ends at the smallest and the largest power of two of the type.
+    Numerics: deterministic; on the native and the triton backend a result does not depend on how the work is spread,
+    nor that of a sequence on its batch, bit by bit. On the native one exp(Δ A) ends at the smallest and the largest
+    power of two of the type; on the triton one what is below the smallest is zero.
 
     Raises:
         TypeError: an argument is not a tensor, or has another dtype than wanted.
-        ValueError: shapes do not agree, or the backend cannot serve.
+        ValueError: shapes or devices do not agree, or the backend cannot serve.
 
     Source: Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces" (2023), section 3.2; Δ B for
     the discrete B as in its code.
@@ -85,13 +88,19 @@ def selective_scan(
     for name, (tensor, letters, wanted) in shapes.items():
         check_tensor(door, name, tensor)
         check_shape(door, name, tensor, letters, wanted)
-    for name, tensor in {"u": u, "A": A, **{name: row[0] for name, row in shapes.items()}}.items():
-        backends.check_dtype(door, name, tensor)
     check_reset(door, reset, batch, time)
+    floating = {"u": u, "A": A, **{name: row[0] for name, row in shapes.items()}}
+    for name, tensor in floating.items():
+        backends.check_dtype(door, name, tensor)
+    for name, tensor in {**floating, "reset": u if reset is None else reset}.items():
+        if tensor.device != u.device:
+            raise ValueError(f"{door}: {name} must be on {u.device} as u is, got {tensor.device}")
     chosen = backends.choose(backends.forced(backend), u, door)
     bias = None if bias is None else bias.to(dtype)
-    run = _fused if chosen == "native" else partial(_plain, backend=chosen)
-    args: tuple[Any, ...] = (*(x.to(dtype) for x in (u, delta, A, B, C, D, initial)), reset, bias)
+    # The GPU widens u and delta as it reads them.
+    series = [x if chosen == "triton" and accumulate_dtype(x.dtype) == dtype else x.to(dtype) for x in (u, delta)]
+    args: tuple[Any, ...] = (*series, *(x.to(dtype) for x in (A, B, C, D, initial)), reset, bias)
+    run = {"native": _fused, "triton": _gpu}.get(chosen) or partial(_plain, backend=chosen)
     y, last = run(*args)
     return y.to(u.dtype), last
 
@@ -109,12 +118,13 @@ def _plain(
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(y, last) by one linear scan over all E N numbers of state."""
+    narrow, u, delta = u.dtype, u.to(A.dtype), delta.to(A.dtype)
     delta = delta if bias is None else -F.logsigmoid(-delta - bias)  # softplus, exact at any size
     decay, values = (delta[..., None] * A).exp(), (delta * u)[..., None] * B[:, :, None]
     states = linear_scan(decay.flatten(2), values.flatten(2), initial.flatten(1), reset=reset, backend=backend)
     states = states.view(decay.shape)
     last = states[:, -1].clone() if u.shape[1] else initial.clone()
-    return (states * C[:, :, None]).sum(-1) + D * u, last
+    return ((states * C[:, :, None]).sum(-1) + D * u).to(narrow), last
 
 
 _BLOCK, _VECTOR, _EVERY = 128, 16, 32  # as in native/selective.c
@@ -167,13 +177,33 @@ def _backward(grads: tuple, inputs: tuple, out: tuple) -> tuple[Tensor | None, .
     )
 
 
+_ARGUMENTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor initial, Tensor? reset, Tensor? bias"
+)
 _fused = fused(
     "selective_scan",
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor D, Tensor initial, Tensor? reset, Tensor? bias",
+    _ARGUMENTS,
     returned=2,
     kept=1,
     forward=_forward,
     fake=_results,
     backward=_backward,
+    plain=_plain,
+)
+
+
+def _on_gpu(name: str) -> Callable[..., Any]:
+    """A function of the GPU's kernels, which are imported when they are first called."""
+    return lambda *args: getattr(importlib.import_module("minrnn.ops.triton.selective"), name)(*args)
+
+
+_gpu = fused(
+    "selective_scan_gpu",
+    _ARGUMENTS,
+    returned=2,
+    kept=1,
+    forward=_on_gpu("forward"),
+    fake=_on_gpu("results"),
+    backward=_on_gpu("backward"),
     plain=_plain,
 )

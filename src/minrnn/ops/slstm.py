@@ -113,7 +113,7 @@ def slstm_scan(
         check_shape(door, "reset", reset, "(B, T)", tuple(into.shape[:2]))
         if reset.dtype != torch.bool:
             raise TypeError(f"{door}: reset must be bool, got {reset.dtype}")
-    run = _fused if backends.choose(backends.forced(backend), into, door) == "native" else _plain
+    run = _fused if backends.choose(backends.forced(backend), into, door, gpu=False) == "native" else _plain
     tensors = [x.to(dtype) for x in (into, forget, candidate, output, recurrent, bias, *initial)]
     y, h, c, n, m = run(*[*tensors, reset])
     return y.to(into.dtype), SLSTMState(h, c, n, m.detach())

@@ -95,7 +95,7 @@ def wkv(
         if reset.dtype != torch.bool:
             raise TypeError(f"{door}: reset must be bool, got {reset.dtype}")
     run: Callable[..., tuple[Tensor, ...]]
-    run = _fused if backends.choose(backends.forced(None), keys, door) == "native" else _plain
+    run = _fused if backends.choose(backends.forced(None), keys, door, gpu=False) == "native" else _plain
     y, average, weight, top = run(*(x.to(dtype) for x in (keys, values, decay, bonus, *initial)), reset)
     return y.to(values.dtype), WKVState(average, weight, top.detach())
 
