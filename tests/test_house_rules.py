@@ -37,6 +37,11 @@ HEAVY = (
     "safetensors",
     "triton",
     "pydoc_data",
+    "gymnasium",
+    "minari",
+    "h5py",
+    "stable_baselines3",
+    "imageio",
 )
 
 
@@ -78,9 +83,9 @@ def test_imports_point_one_way(path):
 
 
 def test_import_is_light():
-    """`import minrnn` loads no extra, compiles nothing, loads no C library."""
+    """`import minrnn`, and that of `minrnn.rl`, loads no extra, compiles nothing, loads no C library."""
     script = f"""
-import sys, minrnn
+import sys, minrnn, minrnn.rl
 heavy = [m for m in {HEAVY!r} if m in sys.modules and m not in before]
 assert not heavy, heavy
 from minrnn.ops import native
@@ -93,7 +98,8 @@ def public_objects() -> list[tuple[str, object]]:
     import minrnn
 
     found = []
-    for module in (minrnn, *(importlib.import_module(f"minrnn.{m}") for m in ("ops", "mixers", "models", "tasks"))):
+    folders = ("ops", "mixers", "models", "tasks", "rl")
+    for module in (minrnn, *(importlib.import_module(f"minrnn.{m}") for m in folders)):
         found += [(f"{module.__name__}.{name}", getattr(module, name)) for name in module.__all__]
     return [(name, thing) for name, thing in found if inspect.isclass(thing) or inspect.isfunction(thing)]
 

@@ -305,7 +305,7 @@ def test_torn_weights_are_refused(run, kept):
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "{}", '{"vocabulary": 3}', "\x00\xff"])
 def test_torn_configs_are_refused(run, content):
     (run / "config.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"load: .*config.json must be the config of a model, got"):
+    with pytest.raises(ValueError, match=r"load: .*config.json must be the config of a LanguageModel, got"):
         load(run)
 
 

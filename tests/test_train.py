@@ -26,7 +26,8 @@ from minrnn.tasks.text import score
 from minrnn.train import RunConfig, TrainConfig
 from minrnn.train.files import CheckpointFile, Metrics
 from minrnn.train.module import AT_ONCE, Interrupted, Journal
-from minrnn.train.run import _say, train
+from minrnn.train.progress import say
+from minrnn.train.run import train
 
 STEPS = 60
 
@@ -494,5 +495,5 @@ def test_types_are_checked(config, field, value, wanted):
 
 def test_text_is_shown_as_it_is():
     screen = io.StringIO()
-    _say(Console(file=screen), "a :key: of [bold]")
+    say(Console(file=screen), "a :key: of [bold]")
     assert screen.getvalue() == "a :key: of [bold]\n"

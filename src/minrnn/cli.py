@@ -1,12 +1,13 @@
 """The command line. Each command imports what it needs, so that `info` and `bench` need no extra."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ from typing import Any
 USAGE = """\
 usage: minrnn COMMAND ...
 
-  train      train a language model on a text; with no argument, on Python's own manual
+  train      train a language model on a text, or a policy on logged episodes
   eval       measure a trained model on its held-out text, or on another
   generate   continue a prompt, as long as you like
   info       versions, backends, threads and memory settings
   bench      time and memory of the layers against nn.GRU, nn.LSTM and others
   reproduce  the experiments of the paper, with its numbers beside ours
+  rl         offline reinforcement learning: data, evaluation, films
 
 `minrnn COMMAND --help` tells more about each.
 """
+OF_RL = ("gymnasium", "mujoco", "minari", "h5py", "stable_baselines3", "sb3_contrib", "imageio")
 STOPPED = 130  # as shells report a process that Ctrl-C ended
 
 
@@ -41,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in ("minrnn", "torch"):
             raise
-        return _fail(name, f"needs {error.name}, which is not installed: pip install minrnn[train]")
+        extra = "rl" if (error.name or "").partition(".")[0] in OF_RL else "train"
+        return _fail(name, f"needs {error.name}, which is not installed: pip install minrnn[{extra}]")
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -53,48 +57,48 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: list[str]) -> int:
-    """Train a language model. With no argument: a minGRU on Python's own manual, three minutes on two cores."""
+    """Train a language model, or, with --task offline, a policy from logged episodes. With no argument: a minGRU on
+    Python's own manual, three minutes on two cores."""
     from minrnn.bench.facts import HUGE_PAGES, use_huge_pages
 
     huge_pages = use_huge_pages()  # before lightning is imported, which makes tensors
 
     import jsonargparse
 
-    from minrnn.train.config import PARTS, RunConfig
+    from minrnn.train.config import TASKS, RunConfig, parts_of
     from minrnn.train.module import Interrupted
     from minrnn.train.progress import make_console
     from minrnn.train.run import train as train_run
 
-    presets = resources.files("minrnn") / "configs"
+    presets = _presets()
 
     class Preset(jsonargparse.ActionConfigFile):  # pyright: ignore[reportPrivateImportUsage]
         """A file, or the name of one that comes with the package."""
 
         def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-            shipped = presets / f"{values}.yaml"
-            super().__call__(parser, cfg, str(shipped) if shipped.is_file() else values, option_string)
+            super().__call__(parser, cfg, str(presets.get(values, values)), option_string)
 
     parser = jsonargparse.ArgumentParser(
         prog="minrnn train",
-        usage="minrnn train [--config PRESET] [--data TEXT] [--out DIRECTORY] [--resume] [--KEY VALUE ...]",
+        usage="minrnn train [--config PRESET] [--data DATA] [--out DIRECTORY] [--resume] [--KEY VALUE ...]",
         description=train.__doc__,
         formatter_class=jsonargparse.DefaultHelpFormatter,
     )
-    names = ", ".join(sorted(each.name.removesuffix(".yaml") for each in presets.iterdir()))
     parser.add_argument(
-        "--config", action=Preset, help=f"a YAML file that sets any of these keys, or a preset: {names}"
+        "--config", action=Preset, help=f"a YAML file that sets any of these keys, or a preset: {', '.join(presets)}"
     )
-    parser.add_argument("--out", type=str, help="directory of the run; runs/TEXT-MIXER if not given")
+    parser.add_argument("--out", type=str, help="directory of the run; runs/DATA-MIXER if not given")
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in that directory")
-    for part in PARTS.values():
+    parser.add_argument("--task", type=str, help=f"what is learned: {' or '.join(TASKS)}; it decides which keys follow")
+    for part in parts_of(_task_of(arguments, presets)).values():
         parser.add_class_arguments(part)
     keys = [re.sub(r"^--[\w-]+", lambda key: "--" + key[0][2:].replace("-", "_"), each) for each in arguments]
     given = dict(parser.parse_args(keys, defaults=False).items())
     given.pop("config", None)
     out, resume = given.pop("out", None), given.pop("resume", False)
-    config = RunConfig.from_dict(given)
-    run = Path(out) if out else Path("runs") / f"{Path(config.task.data).stem}-{config.backbone.mixer}"
-    if resume:
+    config = None if resume and out else RunConfig.from_dict(given)
+    run = Path(out) if config is None else Path(out or f"runs/{config.task.name}-{config.backbone.mixer}")
+    if config is None or resume:
         config = RunConfig.of_run(run)
         data = given.pop("data", config.task.data)  # it may have moved: its checksum says that it is the same
         for key, value in given.items():
@@ -113,6 +117,34 @@ def train(arguments: list[str]) -> int:
     return 0
 
 
+def _presets() -> dict[str, Path]:
+    """The presets that come with the package, by their names."""
+    folder = Path(str(resources.files("minrnn") / "configs"))
+    return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def _task_of(arguments: list[str], presets: Mapping[str, Path]) -> str:
+    """What is learned, by which the other keys are known: as --task, --config or the resumed run say."""
+    import yaml
+
+    from minrnn.train.config import RunConfig
+
+    parser = argparse.ArgumentParser("minrnn train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--task")
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    given, _ = parser.parse_known_args(arguments)
+    if given.task:
+        return given.task
+    for config in reversed(given.config):
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # of which the parser of all keys will tell
+            table = yaml.safe_load(Path(presets.get(config, config)).read_text(encoding="utf-8"))
+            if isinstance(table, dict) and "task" in table:
+                return str(table["task"])
+    return RunConfig.of_run(given.out).kind if given.resume and given.out else "text"
+
+
 def evaluate(arguments: list[str]) -> int:
     """Measure a trained model: on the text that was held out from it, or on all of another one."""
     parser = argparse.ArgumentParser("minrnn eval", description=evaluate.__doc__)
@@ -123,13 +155,15 @@ def evaluate(arguments: list[str]) -> int:
     import torch
 
     from minrnn.models import load
-    from minrnn.tasks import TextTask
+    from minrnn.tasks import TextConfig, TextTask
     from minrnn.tasks.corpus import read_corpus
     from minrnn.tasks.text import checksum, score
     from minrnn.tasks.vocabulary import encode, load_tokenizer
     from minrnn.train import RunConfig
 
     model, config = load(given.run), RunConfig.of_run(given.run).task
+    if not isinstance(config, TextConfig):
+        raise ValueError(f"run must have learned a text, got {given.run}, where train.json has another task")
     tokenizer = load_tokenizer(given.run / "tokenizer.json")
     text = None if given.data is None else read_corpus(given.data)
     if text is None or checksum(text) == config.sha256:
@@ -221,6 +255,13 @@ def reproduce(arguments: list[str]) -> int:
     return run_reproduce(arguments)
 
 
+def rl(arguments: list[str]) -> int:
+    """`minrnn rl`, which reads its own arguments."""
+    from minrnn.rl.cli import main as run_rl
+
+    return run_rl(arguments)
+
+
 COMMANDS = {
     "train": train,
     "eval": evaluate,
@@ -228,6 +269,7 @@ COMMANDS = {
     "info": info,
     "bench": bench,
     "reproduce": reproduce,
+    "rl": rl,
 }
 
 

@@ -1,8 +1,9 @@
 """Models: a backbone of blocks around a mixer, the language model, its files, and the text that it makes."""
 
+from minrnn.models.base import SequenceModel
 from minrnn.models.block import Backbone, Block, GatedMLP
 from minrnn.models.config import BackboneConfig, LanguageModelConfig
-from minrnn.models.files import load, replace_files, save
+from minrnn.models.files import load, load_model, replace_files, save
 from minrnn.models.generate import generate
 from minrnn.models.language import LanguageModel, parameter_groups
 
@@ -13,8 +14,10 @@ __all__ = [
     "GatedMLP",
     "LanguageModel",
     "LanguageModelConfig",
+    "SequenceModel",
     "generate",
     "load",
+    "load_model",
     "parameter_groups",
     "replace_files",
     "save",

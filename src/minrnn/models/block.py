@@ -42,9 +42,10 @@ def make_mlp(config: BackboneConfig, hidden: int, place: Place) -> nn.Module:
     """The map from (B, T, D) to itself that follows a mixer; a `Mixer` if it looks back in time."""
     if config.mlp_kind == "channel_mix":
         return ChannelMix(config.width, hidden, place)
-    if config.mlp_kind == "gelu":
-        return nn.Sequential(nn.Linear(config.width, hidden), nn.GELU(), nn.Linear(hidden, config.width))
-    return GatedMLP(config.width, hidden)
+    if config.mlp_kind == "geglu":
+        return GatedMLP(config.width, hidden)
+    activation = nn.GELU() if config.mlp_kind == "gelu" else nn.ReLU()
+    return nn.Sequential(nn.Linear(config.width, hidden), activation, nn.Linear(hidden, config.width))
 
 
 class Block(nn.Module):

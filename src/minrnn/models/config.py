@@ -20,7 +20,7 @@ class BackboneConfig:
         mixer_options: options of the mixer, such as expansion
         conv: kernel of the causal convolution before the mixer, 0 for none (default: what the mixer's authors do)
         mlp: hidden width of the MLP after the mixer in widths of the model, 0 for none (default: as the authors)
-        mlp_kind: of that MLP: geglu, gelu or channel_mix (default: as the authors)
+        mlp_kind: of that MLP: geglu, gelu, relu or channel_mix (default: as the authors)
         norm: before each of them: layer or rms (default: as the authors)
         dropout: share of the MLP's output that is dropped in training
     """
@@ -48,7 +48,7 @@ class BackboneConfig:
             raise ValueError(f"BackboneConfig: mlp * width must be below 2**63, got {self.mlp} * {self.width}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"BackboneConfig: dropout must be in [0, 1), got {self.dropout}")
-        for name, kinds in (("mlp_kind", ("geglu", "gelu", "channel_mix")), ("norm", ("layer", "rms"))):
+        for name, kinds in (("mlp_kind", ("geglu", "gelu", "relu", "channel_mix")), ("norm", ("layer", "rms"))):
             if getattr(self, name) not in kinds:
                 raise ValueError(f"BackboneConfig: {name} must be one of {kinds}, got {getattr(self, name)!r}")
 
@@ -77,12 +77,13 @@ class LanguageModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "LanguageModelConfig":
         """The config whose `to_dict` gave `values`; ValueError or TypeError where none could have."""
-        _check_fields(cls, values)
-        _check_fields(BackboneConfig, values["backbone"])
+        check_fields(cls, values)
+        check_fields(BackboneConfig, values["backbone"])
         return cls(**{**values, "backbone": BackboneConfig(**values["backbone"])})
 
 
-def _check_fields(config: type, values: Mapping[str, Any]) -> None:
+def check_fields(config: type, values: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError unless `values` has all fields of the dataclass `config` and no others."""
     if not isinstance(values, Mapping):
         raise TypeError(f"{config.__name__}: fields must be a mapping, got {type(values).__name__}")
     known = [each.name for each in fields(config)]

@@ -4,11 +4,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
+from minrnn.models.base import SequenceModel
 from minrnn.models.config import LanguageModelConfig
 from minrnn.models.language import LanguageModel
+
+Kind = TypeVar("Kind", bound=SequenceModel)
 
 
 def replace_files(contents: Mapping[Path, bytes]) -> None:
@@ -38,7 +42,7 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
         os.replace(part, path)
 
 
-def save(model: LanguageModel, run: str | os.PathLike[str]) -> None:
+def save(model: SequenceModel, run: str | os.PathLike[str]) -> None:
     """Save a model into the directory `run`, made if it is not there.
 
     A model in it is replaced as by `replace_files`: weights of the same config whole or not at all.
@@ -65,13 +69,24 @@ def save(model: LanguageModel, run: str | os.PathLike[str]) -> None:
 
 
 def load(run: str | os.PathLike[str]) -> LanguageModel:
-    """The model that was saved into the directory `run`, on the CPU and in eval mode.
+    """The language model that was saved into the directory `run`, on the CPU and in eval mode.
 
     Args:
         run: the directory; other files in it do not matter.
 
     Raises:
         ValueError: there is no model, or its files are torn, or do not belong together.
+    """
+    return load_model(run, LanguageModelConfig, LanguageModel)
+
+
+def load_model(run: str | os.PathLike[str], config_kind: Any, kind: type[Kind]) -> Kind:
+    """The model of any kind that was saved into the directory `run`; else as `load`.
+
+    Args:
+        run: the directory.
+        config_kind: class of its config, which has `from_dict`.
+        kind: class of the model.
     """
     import safetensors
     import safetensors.torch
@@ -81,15 +96,15 @@ def load(run: str | os.PathLike[str]) -> LanguageModel:
         if not path.is_file():
             raise ValueError(f"load: run must be a directory that holds {path.name}, got {os.fspath(run)!r}")
     try:
-        wanted = LanguageModelConfig.from_dict(json.loads(config.read_bytes()))
+        wanted = config_kind.from_dict(json.loads(config.read_bytes()))
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # the last two: nested or large beyond sense
-        raise ValueError(f"load: {config} must be the config of a model, got: {error}") from error
+        raise ValueError(f"load: {config} must be the config of a {kind.__name__}, got: {error}") from error
     try:
         tensors = safetensors.torch.load(weights.read_bytes())
         if wanted.backbone.layers > len(tensors):  # before they are made, which could take for ever
             raise ValueError(f"{len(tensors)} tensors for {wanted.backbone.layers} layers")
         with torch.device("meta"):
-            model = LanguageModel(wanted)
+            model = kind(wanted)
         model.load_state_dict(tensors, assign=True)
     except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"load: {weights} must be the weights of {config.name}, got: {error}") from error

@@ -50,6 +50,19 @@ class Cell:
         return f"{self.experiment}/{re.sub('[^a-z0-9]+', '-', f'{self.system} {self.column} {self.seed}'.lower())}"
 
 
+@contextmanager
+def locked(lock: Path, console: Console) -> Iterator[None]:
+    """What the file `lock` stands for is this process's alone; waited for, while it is another's."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print("another process is at work on it: waits", highlight=False)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 class Results:
     """A folder of cells.
 
@@ -73,13 +86,7 @@ class Results:
         """The sole right to measure a cell, waited for: it may be another process's, such as a worker whose parent was
         killed."""
         lock = self.work(cell).with_suffix(".lock")
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                console.print("another process is at work on it: waits", highlight=False)
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(lock, console):
             yield
             if self.has(cell):
                 lock.unlink(missing_ok=True)  # who still waits for it finds the cell done

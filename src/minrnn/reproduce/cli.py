@@ -36,7 +36,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--scale", default="laptop", help=f"{', '.join(SCALES)} (default: laptop)")
     parser.add_argument("--systems", nargs="+", default=[], metavar="SYSTEM", help="only these systems")
     parser.add_argument("--out", type=Path, help="folder of the results (default: results/SCALE)")
-    parser.add_argument("--data", metavar="FILE", help="Tiny Shakespeare as a file (default: it is downloaded)")
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="for lm, Tiny Shakespeare (default: it is downloaded); for rl at scale paper, a directory of D4RL's files",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, each in a process (default: 1)")
     parser.add_argument("--report", action="store_true", help="measure nothing, build the report from what is there")
     given = parser.parse_args(argv)

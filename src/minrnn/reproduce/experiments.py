@@ -7,7 +7,7 @@ far as it is known.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from minrnn.reproduce import timed, trained
+from minrnn.reproduce import acted, timed, trained
 from minrnn.reproduce.cells import SCALES, Cell, Scale
 
 
@@ -19,7 +19,7 @@ class Experiment:
         title: what it is.
         source: the paper's table or figure.
         question: what it is to show.
-        metric: what a cell's result is judged by: accuracy, held_out (nats) or seconds.
+        metric: what a cell's result is judged by: accuracy, held_out (nats), return or seconds.
         changed: for each scale, in what it differs from the paper's setting, and why.
         cells: those of a scale.
     """
@@ -87,6 +87,13 @@ _FORMAL = (
     "one learning rate for all systems and languages, gradients clipped to a norm of 1; xLSTM as mLSTM blocks alone, "
     "xLSTM[1:0]",
     "words of one length in a batch, as in the paper's code; accuracy of single symbols, chance not taken off",
+)
+_ACTING = (
+    "5 % of the episodes are held out, for the curve of the loss; windows at the ends of episodes are padded after "
+    "them "
+    "and masked, none is padded when acting",
+    "Gymnasium's environments of version 5 for version 3",
+    "the last training step is examined, at one target return",
 )
 _LISTOPS = ("lists are generated, not read from the published files", "minGRU is not in the paper's table")
 
@@ -183,5 +190,25 @@ EXPERIMENTS: dict[str, Experiment] = {
             "paper": _LISTOPS,
         },
         trained.listops,
+    ),
+    "rl": Experiment(
+        "Offline reinforcement learning: acting from logged episodes",
+        "Table 3",
+        "How well does a model act that has only read what others did, and how long does it take?",
+        "return",
+        {
+            "smoke": _SMOKE,
+            "laptop": (
+                "our own data, of policies trained by PPO to about a third of D4RL's expert score (medium) and of "
+                "their "
+                "snapshots on the way (medium-replay); no medium-expert, which would need an expert",
+                "2,000 steps at 1e-3 with a cosine, width 128, for 100,000 at 1e-3 or 1e-4 and width 128 or 256; "
+                "2 seeds on Hopper and 1 elsewhere for 5; 10 episodes for 100; the highest return of the data is asked "
+                "for: what two cores can do in hours",
+                *_ACTING,
+            ),
+            "paper": _ACTING,
+        },
+        acted.rl,
     ),
 }

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from minrnn.models import replace_files
-from minrnn.reproduce import figures, scores, times
+from minrnn.reproduce import figures, returns, scores, times
 from minrnn.reproduce.cells import Cell, Results
 from minrnn.reproduce.experiments import EXPERIMENTS, Experiment, Scale
 from minrnn.reproduce.page import STATES, Found, Told, look
@@ -82,7 +82,7 @@ def markdown(value: object) -> str:
 
 def _section(name: str, experiment: Experiment, scale: Scale, found: Sequence[Found]) -> Section:
     done, published = [each for each in found if each.state == "done"], PUBLISHED.get(name, {})
-    tell = times.tell if experiment.metric == "seconds" else scores.tell
+    tell = {"seconds": times.tell, "return": returns.tell}.get(experiment.metric, scores.tell)
     told = tell(name, experiment, found, published)
     counts = Counter(each.state for each in found)
     return Section(

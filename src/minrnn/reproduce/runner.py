@@ -42,8 +42,9 @@ def run(
     left = [cell for cell in cells if not results.has(cell)]
     console.print(f"{len(cells)} cells, {len(cells) - len(left)} of them measured before", highlight=False)
     # What measures time is measured alone.
-    _serve([cell for cell in left if cell.config["measure"] != "training"], 1, results, data, console)
-    _serve([cell for cell in left if cell.config["measure"] == "training"], jobs, results, data, console)
+    trained = [cell for cell in left if cell.config["measure"] in ("training", "acting")]
+    _serve([cell for cell in left if cell not in trained], 1, results, data, console)
+    _serve(trained, jobs, results, data, console)
     return [results.read(cell) or {} for cell in cells]
 
 

@@ -105,7 +105,8 @@ def lm(scale: Scale) -> Iterable[Cell]:
         task, shape = {**task, "batch_size": 16}, {"width": 128, "layers": 3, "dropout": 0.2}
         train = {**train, "steps": 2000, "lr": 3e-3, "eval_every": 100, "save_every": 100}
     if scale == "smoke":
-        task, shape = {**task, "length": 16, "batch_size": 2}, {"width": 12, "layers": 1, "dropout": 0.2}
+        task = {**task, "data": "pydoc", "length": 16, "batch_size": 2}  # which needs no network
+        shape = {"width": 12, "layers": 1, "dropout": 0.2}
         train = {**train, "steps": 4, "warmup": 1, "eval_every": 2}
     around: Table = {"conv": 4, "mlp": 4.0, "mlp_kind": "gelu"}
     systems = {

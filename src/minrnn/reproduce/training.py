@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 
 import minrnn
-from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, replace_files
+from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, SequenceModel, replace_files
 from minrnn.reproduce.cells import Cell
-from minrnn.tasks import FormalLanguage, ListOps, SelectiveCopying, TextConfig, TextTask
+from minrnn.tasks import FormalLanguage, ListOps, SelectiveCopying, Task, TextConfig, TextTask
 from minrnn.tasks.corpus import DOWNLOADS
 from minrnn.train import TrainConfig
 from minrnn.train.fit import fit
@@ -28,18 +28,37 @@ TASKS: dict[str, Callable[..., Any]] = {
 def make_task(config: dict[str, Any], data: str | None = None) -> Any:
     """The task of a cell's config, {"name": ..., its settings}; `data` says where a text lies."""
     settings = {name: value for name, value in config.items() if name != "name"}
-    if config["name"] == "text" and data:
+    if data and config.get("data") in DOWNLOADS:
         settings |= {"data": data, "sha256": DOWNLOADS[config["data"]].sha256}
     return TASKS[config["name"]](**settings)
 
 
 def train(cell: Cell, work: Path, data: str | None, console: Console) -> dict[str, Any]:
-    """Train the model of a cell, from where an earlier try was cut off.
+    """Train the language model of a cell on its task.
 
     Args:
         cell: its config has `task`, `backbone` and `train`.
-        work: directory of the checkpoint; one of another config or version is thrown away.
+        work: as for `fitted`.
         data: where the task's text lies.
+        console: where progress is shown.
+    """
+    task = make_task(cell.config["task"], data)
+    torch.manual_seed(cell.seed)
+    model = LanguageModel(LanguageModelConfig(task.vocabulary, BackboneConfig(**cell.config["backbone"])))
+    return fitted(cell, model, task, TrainConfig(seed=cell.seed, **cell.config["train"]), work, console)
+
+
+def fitted(
+    cell: Cell, model: SequenceModel, task: Task, config: TrainConfig, work: Path, console: Console
+) -> dict[str, Any]:
+    """Train a model for a cell, from where an earlier try was cut off.
+
+    Args:
+        cell: whose work it is.
+        model: trained in place.
+        task: what it learns.
+        config: how.
+        work: directory of the checkpoint; one of another config or version is thrown away.
         console: where progress is shown.
 
     Returns:
@@ -55,10 +74,6 @@ def train(cell: Cell, work: Path, data: str | None, console: Console) -> dict[st
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         replace_files({begin: about})
-    task = make_task(cell.config["task"], data)
-    torch.manual_seed(cell.seed)
-    model = LanguageModel(LanguageModelConfig(task.vocabulary, BackboneConfig(**cell.config["backbone"])))
-    config = TrainConfig(seed=cell.seed, **cell.config["train"])
     try:
         journal = fit(model, task, config, work, console)
     except ValueError:

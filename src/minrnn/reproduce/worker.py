@@ -15,15 +15,17 @@ import torch
 from rich.console import Console
 
 from minrnn.bench import facts
-from minrnn.reproduce import timing
+from minrnn.reproduce import acting, timing
 from minrnn.reproduce.cells import DONE, Cell, Results
 from minrnn.reproduce.training import train
 from minrnn.train.module import Interrupted
 
 MEASURES: dict[str, Callable[[Cell, Path, str | None, Console], dict[str, Any]]] = {
     "training": train,
+    "acting": acting.act,
     "speed": lambda cell, work, data, console: timing.speed(cell, console),
     "inference": lambda cell, work, data, console: timing.inference(cell, console),
+    "latency": lambda cell, work, data, console: acting.latency_of_all(cell, console),
 }
 
 
@@ -33,7 +35,7 @@ def measure(cell: Cell, results: Results, data: str | None, console: Console, co
     Args:
         cell: what to measure; left alone if another process has done so meanwhile.
         results: the folder.
-        data: where a text of the cell lies.
+        data: where a text, or the episodes, of the cell lie.
         console: where progress is shown.
         commit: the code's, as this process has loaded it.
     """

@@ -5,6 +5,7 @@ The first 90% of the characters train, the last 10% are held out. B batch, T win
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -41,6 +42,11 @@ class TextConfig:
         for name in ("length", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"TextConfig: {name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def name(self) -> str:
+        """Of the text, for people."""
+        return Path(self.data).stem
 
     @property
     def unit(self) -> str:

@@ -1,4 +1,4 @@
-"""What a run is made from: its text, its model, and how it trains. Imports nothing that only training needs."""
+"""What a run is made from: its data, its model, and how it trains. Imports nothing that only training needs."""
 
 import json
 import math
@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 
 from minrnn.mixers.contract import check_types
 from minrnn.models import BackboneConfig
+from minrnn.rl.systems import usual
+from minrnn.rl.task import OfflineConfig
 from minrnn.tasks import TextConfig
 
 Precision = Literal["32-true", "bf16-mixed", "64-true"]
@@ -83,17 +85,32 @@ class TrainConfig:
         return 0.5 + 0.5 * math.cos(math.pi * (step - self.warmup) / max(self.steps - self.warmup, 1))
 
 
-PARTS = {"task": TextConfig, "backbone": BackboneConfig, "train": TrainConfig}
+TASKS = {"text": TextConfig, "offline": OfflineConfig}
+
+
+def parts_of(task: str) -> dict[str, type]:
+    """The classes that a run's table is made from.
+
+    Args:
+        task: what is learned, a key of `TASKS`.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if task not in TASKS:
+        raise ValueError(f"RunConfig: task must be one of {', '.join(TASKS)}, got {task!r}")
+    return {"task": TASKS[task], "backbone": BackboneConfig, "train": TrainConfig}
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All that a run is made from: the text, the blocks of the model, the training.
+    """All that a run is made from: the data, the blocks of the model, the training.
 
-    As plain values it is one flat table, in train.json and in presets.
+    As plain values it is one flat table, in train.json and in presets, whose line `task` says what is learned: `text`,
+    if it is not there, or `offline`, to act from logged episodes.
     """
 
-    task: TextConfig = field(default_factory=TextConfig)
+    task: TextConfig | OfflineConfig = field(default_factory=TextConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -102,20 +119,35 @@ class RunConfig:
         if size % devices:
             raise ValueError(f"RunConfig: batch_size must be a multiple of devices = {devices}, got {size}")
 
+    @property
+    def kind(self) -> str:
+        """What is learned, a key of `TASKS`."""
+        return next(name for name, config in TASKS.items() if type(self.task) is config)
+
     def to_dict(self) -> dict[str, Any]:
-        """The fields of all parts, in one table."""
-        return {name: value for part in PARTS for name, value in asdict(getattr(self, part)).items()}
+        """The task's name and the fields of all parts, in one table."""
+        parts = [asdict(each) for each in (self.task, self.backbone, self.train)]
+        return {"task": self.kind, **{name: value for part in parts for name, value in part.items()}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
-        """The config of a table: what is not there has its default, what is unknown is a ValueError."""
+        """The config of a table: what is not there has its default, what is unknown is a ValueError.
+
+        Defaults are those of the classes; where a run learns to act, what surrounds its mixer is as in
+        `minrnn.rl.systems`.
+        """
         if not isinstance(values, Mapping):
             raise TypeError(f"RunConfig: fields must be a mapping, got {type(values).__name__}")
-        known = {part: [each.name for each in fields(config)] for part, config in PARTS.items()}
+        values = dict(values)
+        kind = values.pop("task", "text")
+        classes = parts_of(kind)
+        if kind == "offline":
+            values = {**usual(values.get("mixer", "mingru")), **values}
+        known = {part: [each.name for each in fields(config)] for part, config in classes.items()}
         if unknown := values.keys() - {name for names in known.values() for name in names}:
             raise ValueError(f"RunConfig: fields must be known, got {', '.join(sorted(unknown))}")
-        parts = {part: {name: values[name] for name in known[part] if name in values} for part in PARTS}
-        return cls(**{part: config(**parts[part]) for part, config in PARTS.items()})
+        given = {part: {name: values[name] for name in names if name in values} for part, names in known.items()}
+        return cls(**{part: config(**given[part]) for part, config in classes.items()})
 
     @classmethod
     def of_run(cls, run: Path) -> "RunConfig":

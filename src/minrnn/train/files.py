@@ -1,9 +1,10 @@
 """What a run directory holds, written so that a crash, a full disk or an impostor costs nothing.
 
-train.json         the whole configuration, with the text's checksum     config.json        the model's
-tokenizer.json     text to tokens and back                               model.safetensors  its weights
-metrics.jsonl      one line per measurement                              checkpoint.pt      what --resume needs
-result.json        the end: held-out losses, time, size                  curve.png          the learning curve
+train.json         the whole configuration, with the data's checksum     config.json        the model's
+tokenizer.json     of a text: to tokens and back                         model.safetensors  its weights
+policy.json        of a policy: environment, returns to ask for          checkpoint.pt      what --resume needs
+metrics.jsonl      one line per measurement                              curve.png          the learning curve
+result.json        the end: held-out losses, time, size
 """
 
 import io

@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning.pytorch as L
 from rich.console import Console
 
-from minrnn.models import LanguageModel
+from minrnn.models import SequenceModel
 from minrnn.tasks import Task
 from minrnn.train.config import TrainConfig
 from minrnn.train.files import CheckpointFile, Metrics
@@ -16,7 +16,7 @@ from minrnn.train.module import Journal, Training
 from minrnn.train.progress import Bar
 
 
-def fit(model: LanguageModel, task: Task, config: TrainConfig, run: Path, console: Console) -> Journal:
+def fit(model: SequenceModel, task: Task, config: TrainConfig, run: Path, console: Console) -> Journal:
     """Train `model` on `task`, from the last checkpoint in the directory `run` if it has one.
 
     Args:

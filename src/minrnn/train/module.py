@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from minrnn.models import LanguageModel, parameter_groups, save
+from minrnn.models import SequenceModel, parameter_groups, save
 from minrnn.tasks import Task
 from minrnn.train.config import TrainConfig
 from minrnn.train.files import Metrics
@@ -41,7 +41,7 @@ class Interrupted(Exception):
 class Training(L.LightningModule):
     """A model, a task and an optimiser. The step number alone says which batch and which random numbers come next."""
 
-    def __init__(self, model: LanguageModel, task: Task, config: TrainConfig) -> None:
+    def __init__(self, model: SequenceModel, task: Task, config: TrainConfig) -> None:
         super().__init__()
         self.model, self.task, self.config = model, task, config
 

@@ -17,6 +17,11 @@ def make_console() -> Console:
     return Console(quiet=rank_zero_only.rank > 0)
 
 
+def say(console: Console, line: str) -> None:
+    """Show a line as it is."""
+    console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
 class Bar(L.Callback):
     """Step, loss, held-out loss, tokens per second and time left. Called after the `Journal`."""
 

@@ -1,0 +1,139 @@
+"""Cells of offline reinforcement learning: models that learn from logged episodes and then act, and the time that an
+action takes."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from minrnn.bench import measure
+from minrnn.bench.measure import Summary
+from minrnn.reproduce.cells import Cell, locked
+from minrnn.reproduce.training import fitted
+from minrnn.rl import DecisionModel, Policy, PolicyFacts
+from minrnn.rl.collect import CollectConfig, collect, references
+from minrnn.rl.evaluate import evaluate, latency, scores
+from minrnn.rl.policy import Mode
+from minrnn.rl.systems import SYSTEMS
+from minrnn.rl.task import OfflineConfig, OfflineTask
+from minrnn.train import RunConfig
+
+MODES: tuple[Mode, ...] = "window", "stream"
+
+
+def act(cell: Cell, work: Path, data: str | None, console: Console) -> dict[str, Any]:
+    """Train the decision model of a cell, and let it act.
+
+    Args:
+        cell: its config has `data` (what to `collect`, or the names of `files` for an `env`), the `table` of the run,
+            and how many `episodes` it is to act for each target return.
+        work: as for `fitted`; data that are collected lie in `episodes` beside all cells at work.
+        data: the directory of those files.
+        console: where progress is shown.
+
+    Returns:
+        What `fitted` does, with `outcomes`, one for each mode of acting and each target: as `scores` has them, and all
+        returns; `references`, the measured returns of other policies; `targets`, and `data`, the episodes in short. The
+        result has the first outcome's `mean`.
+    """
+    wanted = cell.config["data"]
+    source = _collected(wanted["collect"], work.parents[1] / "episodes", console) if "collect" in wanted else None
+    source = source or _files(wanted["files"], data)
+    config = RunConfig.from_dict({"task": "offline", "data": source, **cell.config["table"], "seed": cell.seed})
+    assert isinstance(config.task, OfflineConfig), "the table is of an offline task"
+    task = OfflineTask(config.task)
+    torch.manual_seed(cell.seed)
+    model = task.make_model(config.backbone)
+    record = fitted(cell, model, task, config.train, work, console)
+    begin, env, known = time.perf_counter(), wanted.get("env") or wanted["collect"]["env"], references(source)
+    outcomes = []
+    for mode in MODES:
+        for target in task.targets:
+            policy = Policy(model, PolicyFacts(env), target=target, mode=mode)
+            returns, lengths = evaluate(policy, env, episodes=cell.config["episodes"])
+            outcome = {"mode": mode, "target": target, **scores(env, returns, known)}
+            outcomes.append({**outcome, "returns": returns.tolist(), "lengths": lengths.tolist()})
+    record["result"]["mean"] = outcomes[0]["mean"]
+    episodes = task.episodes
+    about = {"episodes": len(episodes.lengths), "steps": len(episodes.rewards), "sha256": task.sha256}
+    return {
+        **record,
+        "outcomes": outcomes,
+        "references": known,
+        "data": {**about, "mean": float(episodes.returns.mean()), "highest": float(episodes.returns.max())},
+        "seconds": round(record["seconds"] + time.perf_counter() - begin, 1),
+    }
+
+
+def _collected(settings: dict[str, Any], folder: Path, console: Console) -> str:
+    """The directory of a data set of our own, rolled if it is not there."""
+    config = CollectConfig(**settings)
+    out = folder / f"{config.env}-{config.quality}-{config.steps}"
+    with locked(out.with_name(f"{out.name}.lock"), console):
+        collect(config, out=out, console=console)
+    return str(out)
+
+
+def _files(names: list[str], folder: str | None) -> str:
+    if not folder or not Path(folder).is_dir():
+        raise ValueError(f"data: must be a directory with D4RL's {', '.join(names)}, got {folder!r}: --data DIRECTORY")
+    return "+".join(str(Path(folder, name)) for name in names)
+
+
+def latency_of_all(cell: Cell, console: Console) -> dict[str, Any]:
+    """Time an action of one environment, of all decision models in turns.
+
+    Args:
+        cell: its config has the `tables` of runs by mixer, `observation_size` and `action_size`, `rounds`, and whether
+            the models are timed `compiled`, too.
+        console: where progress is shown.
+
+    Returns:
+        `points`, one for each model and mode, eager and compiled: microseconds per action (`time`), how many times
+        longer the Decision Transformer's window takes (`speedup`), both as summaries over rounds, and the time of an
+        action `early` in an episode of 1,000 steps and `late`; `device` and `seconds`.
+    """
+    begin, config = time.perf_counter(), cell.config
+    torch.manual_seed(cell.seed)
+    random = np.random.default_rng(cell.seed)
+    observation = random.normal(size=config["observation_size"])
+    points: list[dict[str, Any]] = []
+    for compiled in (False, True) if config["compiled"] else (False,):
+        policies: dict[tuple[str, Mode], Policy] = {}
+        for mixer, table in config["tables"].items():
+            run = RunConfig.from_dict({"task": "offline", "data": "none", **table})
+            assert isinstance(run.task, OfflineConfig), "the table is of an offline task"
+            sizes = config["observation_size"], config["action_size"]
+            model = DecisionModel(run.task.model_config(*sizes, run.backbone))
+            for mode in MODES:
+                policies[SYSTEMS[mixer].name, mode] = policy = Policy(model, target=1000.0, mode=mode)
+                if compiled:
+                    policy.compile()
+        spans = {}
+        for place, policy in policies.items():
+            console.print(f"{', '.join(place)}{', compiled' * compiled}", highlight=False)
+            spans[place] = latency(policy)
+            for _ in range(policy.model.config.context):
+                policy.act(observation, 1.0)
+        names = {", ".join(place): place for place in policies}
+        steps = {name: partial(policies[place].act, observation, 1.0) for name, place in names.items()}
+        times = measure.alternate(steps, config["rounds"])
+        against = f"{SYSTEMS['attention'].name}, window"
+        for name, (system, mode) in names.items():
+            points.append(
+                {
+                    "system": system,
+                    "mode": mode,
+                    "compiled": compiled,
+                    "constant": policies[system, mode].constant_state,
+                    "time": vars(Summary.of([1e6 * each for each in times[name]])),
+                    "speedup": vars(measure.ratio(times, against, name)),
+                    "early": spans[system, mode]["early"],
+                    "late": spans[system, mode]["late"],
+                }
+            )
+    return {"points": points, "device": "cpu", "seconds": round(time.perf_counter() - begin, 1)}

@@ -1,0 +1,118 @@
+"""What offline reinforcement learning tells: returns and scores of each data set, and the time that an action takes."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minrnn.reproduce.experiments import Experiment
+from minrnn.reproduce.page import STATES, Found, Table, Told
+from minrnn.reproduce.published import Key, Number
+
+_MEASURED = (
+    "Undiscounted returns, a mean over episodes in the environment, after the last training step; D4RL's score has 0 "
+    "for "
+    "its random policy and 100 for its expert, the other one 0 for the random policy and 100 for the policy behind the "
+    "data, as measured here; windows are the published way to act, streaming carries a state on"
+)
+_HEAD = ("system", "return", "of the data", "D4RL's score", "paper", "behaviour = 100", "streaming", "seeds")
+_TIMES = ("system", "window", "streaming", "window, compiled", "streaming, compiled")
+_GROWTH = ("system", "window, late / early", "streaming, late / early")
+_FIRST = "Decision Transformer"
+
+
+def tell(name: str, experiment: Experiment, found: Sequence[Found], published: Mapping[Key, Number]) -> Told:
+    """What the cells of an experiment whose models act tell."""
+    timed = [each for each in found if each.cell.config["measure"] == "latency"]
+    places: dict[Key, list[Found]] = {}
+    for each in found:
+        if each not in timed:
+            places.setdefault((each.cell.column, each.cell.system), []).append(each)
+    columns = dict.fromkeys(column for column, _ in places)
+    tables = [
+        Table(
+            column,
+            _HEAD,
+            [(system, *_row(seeds, published.get((system, column))))
+             for (its, system), seeds in places.items() if its == column],
+        )
+        for column in columns
+    ]  # fmt: skip
+    points = [point for each in timed for point in each.record.get("points", ())]
+    times = [
+        Table("microseconds per action of one environment", _TIMES, _times(points)),
+        Table("growth within an episode of 1,000 steps", _GROWTH, _growth(points)),
+    ]
+    return Told(_MEASURED, [*_sentences(places), *_speed(points)], tables, times if points else [], [], [])
+
+
+def _done(found: Sequence[Found]) -> list[Mapping[str, Any]]:
+    return [each.record for each in found if each.state == "done"]
+
+
+def _outcomes(records: Sequence[Mapping[str, Any]], mode: str, key: str) -> list[float]:
+    """Of each seed, the better of its targets, if there are several."""
+    values = [[each[key] for each in record["outcomes"] if each["mode"] == mode] for record in records]
+    return [max(each) for each in values if None not in each]
+
+
+def _row(found: Sequence[Found], number: Number | None) -> tuple[str, ...]:
+    records, paper = _done(found), ""
+    if number:
+        paper = f"{number.value:.1f}" + (f" ± {number.deviation:.1f}" if number.deviation is not None else "")
+    if not records:
+        return next(state for state in STATES if any(each.state == state for each in found)), "", "", paper, "", "", ""
+    return (
+        _shown(_outcomes(records, "window", "mean"), 0),
+        f"{records[0]['data']['mean']:,.0f}",
+        _shown(_outcomes(records, "window", "d4rl"), 1),
+        paper,
+        _shown(_outcomes(records, "window", "measured"), 1),
+        _shown(_outcomes(records, "stream", "mean"), 0),
+        str(len(records)) if len(records) == len(found) else f"{len(records)} of {len(found)}",
+    )
+
+
+def _shown(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):,.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):,.{digits}f}{spread}"
+
+
+def _times(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    rows: dict[str, dict[tuple[str, bool], str]] = {}
+    for point in points:
+        rows.setdefault(point["system"], {})[point["mode"], point["compiled"]] = f"{point['time']['median']:,.0f}"
+    columns = [(mode, compiled) for compiled in (False, True) for mode in ("window", "stream")]
+    return [(system, *(times.get(column, "") for column in columns)) for system, times in rows.items()]
+
+
+def _growth(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    rows: dict[str, list[str]] = {}
+    for point in points:
+        if not point["compiled"]:
+            rows.setdefault(point["system"], []).append(f"{point['late'] / point['early']:.2f}")
+    return [(system, *growth) for system, growth in rows.items()]
+
+
+def _sentences(places: Mapping[Key, Sequence[Found]]) -> list[str]:
+    """Each system against the policies behind the data."""
+    reached: dict[str, list[bool]] = {}
+    for (_, system), found in places.items():
+        records = _done(found)
+        if values := _outcomes(records, "window", "measured"):
+            reached.setdefault(system, []).append(statistics.mean(values) >= 100)
+    if not reached:
+        return []
+    told = [f"{system} {sum(each)} of {len(each)}" for system, each in reached.items()]
+    return [f"Data sets on which a system's return is at least its behaviour policy's: {', '.join(told)}."]
+
+
+def _speed(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The streaming minimal RNNs against the Decision Transformer's window."""
+    ratios = [
+        f"{point['system']} {point['speedup']['median']:.1f}"
+        for point in points
+        if point["system"].startswith("Dmin") and point["mode"] == "stream" and not point["compiled"]
+    ]
+    return [f"{_FIRST}'s time per action over that of streaming: {', '.join(ratios)}."] if ratios else []

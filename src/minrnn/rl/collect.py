@@ -1,0 +1,328 @@
+"""Makes data where the originals cannot be had: `minrnn rl collect`.
+
+Behaviour policies that come with minrnn, or that are trained here, are rolled; the episodes become a Minari dataset
+that says where it comes from.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from minrnn.models import replace_files
+from minrnn.rl import ppo
+from minrnn.rl.behaviour import Behaviour, Digest
+from minrnn.rl.environments import check_spaces, make_env
+from minrnn.rl.progress import Bar
+from minrnn.rl.rolling import Part, Studio, read, roll_parts
+from minrnn.rl.scores import REFERENCES, normalized, reference
+
+SHIPPED = Path(__file__).parent / "behaviours"
+DIGESTS = "digests.json"  # beside the snapshots: what rolling them gives
+STEPS = {"medium": 200_000, "medium-replay": 100_000}
+RANDOM_EPISODES = 100
+RANDOM_STREAM = 2**31  # beyond every policy's, which is its number of training steps
+KEY = "minrnn"  # of our part of Minari's metadata
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """What is to be collected.
+
+    Args:
+        env: of Gymnasium, such as Hopper-v5
+        quality: medium, the last of the snapshots, or medium-replay, all of them in equal parts from the first to the
+            last, as a replay buffer holds them
+        steps: at least so many; the last episode is whole (default: 200,000 of medium, 100,000 of medium-replay)
+        seed: of the rolling, and of the training where there are no snapshots
+    """
+
+    env: str
+    quality: str = "medium"
+    steps: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.quality not in STEPS:
+            raise ValueError(f"collect: quality must be one of {', '.join(STEPS)}, got {self.quality!r}")
+        if self.steps is None:
+            object.__setattr__(self, "steps", STEPS[self.quality])
+        for name, low, high in (("steps", 1, 2**40), ("seed", 0, 2**31)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not low <= value < high:
+                raise ValueError(f"collect: {name} must be a whole number in [{low}, {high}), got {value!r}")
+
+    @property
+    def name(self) -> str:
+        """Of the Minari dataset."""
+        return f"minrnn/{self.env}/{self.quality}-v0"
+
+
+def collect(
+    config: CollectConfig,
+    *,
+    out: Path | None = None,
+    behaviours: Path | None = None,
+    processes: int = 1,
+    console: Console,
+) -> dict[str, Any]:
+    """Collect a Minari dataset, and say what became of it.
+
+    What was killed goes on from where it was: training from its last snapshot, rolling from its last episodes.
+
+    Args:
+        config: what is wanted.
+        out: the dataset's directory (default: where Minari finds it by its name).
+        behaviours: a folder that has, or gets, one folder of snapshots for each environment (default: those that come
+            with minrnn; `behaviours` in the working directory for other environments).
+        processes: how many roll at once. They do not change the data.
+        console: where progress is shown.
+
+    Returns:
+        The provenance, as it stands in the dataset: settings, policies, returns, SHA-256, versions.
+
+    Raises:
+        ValueError: the environment, the policies or what is in `out` already do not fit.
+        OSError: something cannot be written.
+    """
+    out = (out or minari_root() / config.name).absolute()  # Minari wants it so
+    folder = behaviours / config.env if behaviours else _default_folder(config.env)
+    if existing := provenance(out):
+        _check_same(existing, config, ppo.snapshots(folder), out)
+        console.print(describe(existing, out), highlight=False, soft_wrap=True)
+        return existing
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"collect: out must be a new directory, got {out}, where something else is")
+    with make_env(config.env) as env:
+        if env.spec is None or not env.spec.max_episode_steps:
+            raise ValueError(f"collect: env must have a limit of steps, got {config.env}, whose episodes may never end")
+        if not env.action_space.is_bounded():
+            raise ValueError(f"collect: env must have bounded actions, got {config.env} with {env.action_space}")
+        found = _snapshots(config, folder, console)
+        _check_policies(found, env, config.env)
+    chosen = _choose(config, found)
+    policies = [{"file": path.name, "sha256": ppo.sha256(path)} for path, _ in chosen]
+    settings: dict[str, Any] = {**asdict(config), "behaviours": policies}
+    share = -(-settings["steps"] // len(chosen))
+    parts = [Part(path, policy.facts["steps"], share, 1) for path, policy in chosen]
+    parts.append(Part(None, RANDOM_STREAM, 0, RANDOM_EPISODES))
+    studio = Studio(config.env, config.seed, _studio_folder(out, settings))
+    with Bar(console, f"rolling {config.name}", settings["steps"]) as bar:
+        have = [0] * len(parts)
+
+        def told(number: int, steps: int) -> None:
+            have[number] = steps
+            bar.tell(min(sum(have[:-1]), settings["steps"]), f"{sum(have[:-1]):,} steps")
+
+        *files, random = roll_parts(studio, parts, processes=processes, told=told)
+    record = _write(config, settings, files, random, out, env.observation_space, env.action_space)
+    shutil.rmtree(studio.folder)
+    record["digest"] = _compare(record, folder, keep=behaviours is not None or folder.parent != SHIPPED)
+    console.print(describe(record, out), highlight=False, soft_wrap=True)
+    return record
+
+
+def provenance(dataset: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `collect` wrote into a Minari dataset about its making; empty for any other data.
+
+    Args:
+        dataset: its directory or, if there is none, its name. Several joined with `+`: the first one's.
+    """
+    first = os.fspath(dataset).partition("+")[0].strip()
+    for root in (Path(first), minari_root() / first):
+        path = root / "data" / "metadata.json"
+        if path.is_file():
+            try:
+                return json.loads(path.read_bytes()).get(KEY, {})
+            except (ValueError, AttributeError) as error:
+                raise ValueError(f"provenance: {path} must be the metadata of Minari, got: {error}") from error
+    return {}
+
+
+def references(dataset: str | os.PathLike[str]) -> dict[str, float]:
+    """The measured returns of the random policy and of the behaviour policy (of medium-replay: the last one), as
+    `random` and `behaviour`; empty for data that `collect` did not make.
+
+    Args:
+        dataset: as `provenance` takes it.
+    """
+    record = provenance(dataset)
+    return {"random": record["random"]["mean"], "behaviour": record["behaviours"][-1]["mean"]} if record else {}
+
+
+def minari_root() -> Path:
+    """Where Minari keeps datasets by name."""
+    given = os.environ.get("MINARI_DATASETS_PATH")
+    return Path(given) if given else Path.home() / ".minari" / "datasets"
+
+
+def describe(record: dict[str, Any], out: Path) -> str:
+    """Two or three sentences on a dataset."""
+    low, made = record["random"]["mean"], record["returns"]
+    score = ""
+    if record["env"].partition("-")[0].lower() in REFERENCES:
+        score = f", D4RL's score {normalized(record['env'], made['mean']):.1f}"
+    returns = f"return {made['mean']:,.0f} ± {made['std']:,.0f}{score} (actions at random: {low:,.0f})"
+    digest = f"SHA-256 {record['sha256']}{record.get('digest', '')}"
+    return f"{out}: {made['episodes']:,} episodes, {made['steps']:,} steps, {returns}\n{digest}"
+
+
+def _check_same(
+    existing: dict[str, Any], config: CollectConfig, found: Sequence[tuple[Path, Behaviour]], out: Path
+) -> None:
+    """Raise ValueError unless a dataset that is there is the one that is wanted."""
+    wanted = asdict(config)
+    differ = [f"{name} {existing.get(name)!r}" for name in wanted if existing.get(name) != wanted[name]]
+    hashes = [ppo.sha256(path) for path, _ in _choose(config, found)]
+    if found and hashes != [each["sha256"] for each in existing["behaviours"]]:
+        differ.append("other behaviour policies")
+    if differ:
+        raise ValueError(f"collect: out must be new or have this very data, got {out}, which has {', '.join(differ)}")
+
+
+def _choose(config: CollectConfig, found: Sequence[tuple[Path, Behaviour]]) -> Sequence[tuple[Path, Behaviour]]:
+    """The policies that the data is of."""
+    return found if config.quality == "medium-replay" else found[-1:]
+
+
+def _default_folder(env_id: str) -> Path:
+    shipped = SHIPPED / env_id
+    return shipped if (shipped / ppo.INDEX).is_file() else Path("behaviours") / env_id
+
+
+def _snapshots(config: CollectConfig, folder: Path, console: Console) -> list[tuple[Path, Behaviour]]:
+    """The policies in `folder`, trained first if there are none."""
+    if found := ppo.snapshots(folder):
+        return found
+    reference(config.env)  # says which environments there are returns for
+    settings, target = ppo.SETTINGS[config.env.partition("-")[0].lower()], ppo.wanted_return(config.env)
+    console.print(f"no behaviour policies in {folder}: training them", highlight=False, soft_wrap=True)
+    with Bar(console, f"training {config.env}", target) as bar:
+        ppo.train(
+            config.env,
+            folder,
+            target=target,
+            settings=settings,
+            seed=config.seed,
+            told=lambda leg: bar.tell(
+                min(max(leg.mean_return, 0), target),
+                f"return {leg.mean_return:,.0f} of {target:,.0f} after {leg.steps:,} steps",
+            ),
+        )
+    return ppo.snapshots(folder)
+
+
+def _check_policies(found: Sequence[tuple[Path, Behaviour]], env: Any, env_id: str) -> None:
+    for path, policy in found:
+        if (got := policy.facts.get("env")) != env_id:
+            raise ValueError(f"behaviours: {path} must be a policy for {env_id}, got one for {got}")
+        check_spaces(env, env_id, len(policy.mean), len(policy.log_std))
+
+
+def _studio_folder(out: Path, settings: dict[str, Any]) -> Path:
+    """Beside `out`, and another one for other policies or another seed: episodes are never mixed. More steps are not
+    other episodes."""
+    decides = {name: value for name, value in settings.items() if name not in ("steps", "quality")}
+    digest = hashlib.sha256(json.dumps([decides, ppo.versions()], sort_keys=True).encode()).hexdigest()
+    return out.with_name(f".{out.name}-{digest[:12]}")
+
+
+def _summary(files: Sequence[Path]) -> dict[str, Any]:
+    rewards = [read(path).rewards for path in files]
+    returns = [float(each.sum()) for each in rewards]
+    return {
+        "episodes": len(files),
+        "steps": sum(map(len, rewards)),
+        "mean": float(np.mean(returns)),
+        "std": float(np.std(returns)),
+    }
+
+
+def _write(
+    config: CollectConfig,
+    settings: dict[str, Any],
+    files: Sequence[Sequence[Path]],
+    random: Sequence[Path],
+    out: Path,
+    observation_space: Any,
+    action_space: Any,
+) -> dict[str, Any]:
+    """The dataset, put into its place when it is whole; its provenance."""
+    import gymnasium
+    import minari
+    from minari.data_collector import EpisodeBuffer
+    from minari.dataset.minari_storage import MinariStorage
+
+    digest = Digest()
+
+    def episodes() -> Any:
+        for path in every:
+            rolled = read(path)
+            digest.add(rolled)
+            last = np.arange(len(rolled.rewards)) == len(rolled.rewards) - 1
+            yield EpisodeBuffer(
+                seed=int(rolled.seed),
+                observations=rolled.observations,  # pyright: ignore[reportArgumentType]
+                actions=rolled.actions,  # pyright: ignore[reportArgumentType]
+                rewards=rolled.rewards,  # pyright: ignore[reportArgumentType]
+                terminations=last & rolled.terminated,  # pyright: ignore[reportArgumentType]
+                truncations=last & ~rolled.terminated,  # pyright: ignore[reportArgumentType]
+                infos={},
+            )
+
+    every = [path for part in files for path in part]
+    aside = out.with_name(f".{out.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    (aside / "data").mkdir(parents=True)
+    spec = gymnasium.spec(config.env)
+    storage = MinariStorage.new(aside / "data", observation_space, action_space, spec)
+    storage.update_episodes(episodes())
+    record = {
+        **settings,
+        "behaviours": [each | _summary(part) for each, part in zip(settings["behaviours"], files, strict=True)],
+        "returns": _summary(every),
+        "random": _summary(random),
+        "sha256": str(digest),
+        "versions": ppo.versions(),
+    }
+    storage.update_metadata(
+        {
+            "dataset_id": config.name,
+            "minari_version": minari.__version__,
+            "algorithm_name": "PPO",
+            "description": f"{config.quality} data of {config.env}, rolled by `minrnn rl collect`",
+            "requirements": [
+                f"gymnasium=={record['versions']['gymnasium']}",
+                f"mujoco=={record['versions']['mujoco']}",
+            ],
+            KEY: record,
+        }
+    )
+    if out.exists():
+        out.rmdir()
+    os.replace(aside, out)
+    return record
+
+
+def _compare(record: dict[str, Any], folder: Path, keep: bool) -> str:
+    """How the digest relates to the first one that these policies gave, in a few words. `keep`: this may be it."""
+    path = folder / DIGESTS
+    known = json.loads(path.read_bytes()) if path.is_file() else {}
+    name = f"{record['quality']}, {record['steps']} steps, seed {record['seed']}"
+    if name not in known:
+        if keep:
+            known[name] = {"sha256": record["sha256"], "versions": record["versions"]}
+            replace_files({path: (json.dumps(known, indent=2, sort_keys=True) + "\n").encode()})
+        return ""
+    if known[name]["sha256"] == record["sha256"]:
+        return ", as it must be"
+    theirs, ours = known[name]["versions"], record["versions"]
+    differ = [f"{each} {theirs.get(each)} (here {ours[each]})" for each in ours if ours[each] != theirs.get(each)]
+    return f", but it was {known[name]['sha256']} with {', '.join(differ) or 'the same versions'}"

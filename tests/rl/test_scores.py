@@ -1,0 +1,26 @@
+"""D4RL's scores against their definition."""
+
+import numpy as np
+import pytest
+
+from minrnn.rl import normalized, reference
+
+
+def test_the_reference_returns_are_d4rls():
+    assert reference("Hopper-v5") == (-20.272305, 3234.3)
+    assert reference("HalfCheetah-v4") == (-280.178953, 12135.0)
+    assert reference("walker2d-medium-replay-v2") == (1.629008, 4592.3)
+    assert reference("mujoco/hopper/medium-v0") == reference("hopper")
+
+
+def test_random_is_0_and_expert_is_100():
+    for env in ("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5"):
+        low, high = reference(env)
+        assert list(normalized(env, np.array([low, high, (low + high) / 2]))) == pytest.approx([0, 100, 50])
+        assert normalized(env, low) == 0
+
+
+@pytest.mark.parametrize("env", ["Ant-v5", "", "hopperish-v2", "CartPole-v1"])
+def test_other_environments_have_none(env):
+    with pytest.raises(ValueError, match="reference: env_id must be one of halfcheetah, hopper, walker2d"):
+        reference(env)

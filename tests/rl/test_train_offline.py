@@ -1,0 +1,206 @@
+"""`minrnn train` on logged episodes: what a run leaves behind, and that no interruption changes or costs anything."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from offline_toys import TOY, make_episodes, save_episodes
+from rich.console import Console
+
+from minrnn.cli import main
+from minrnn.models import load_model
+from minrnn.rl import DecisionConfig, DecisionModel, OfflineTask, Policy
+from minrnn.rl.evaluate import evaluate
+from minrnn.rl.systems import TARGETS
+from minrnn.train import RunConfig
+from minrnn.train.files import Metrics
+from minrnn.train.module import Interrupted
+from minrnn.train.run import train
+
+SMALL = ["--task=offline", "--context=6", "--batch-size=16", "--width=16", "--layers=1", "--lr=3e-3", "--warmup=5"]
+SMALL += ["--steps=40", "--eval-every=20", "--save-every=10", "--return-scale=10"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return save_episodes(make_episodes(lengths=[7, 1, 30, 12, 3] * 8), tmp_path_factory.mktemp("data") / "episodes")
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nothing interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(["train", "--data", str(data), "--env", TOY, "--out", str(run), *SMALL]) == 0
+    return run
+
+
+def curve(run):
+    lines = Metrics(run / "metrics.jsonl").read()
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def assert_same_run(run, whole):
+    assert curve(run) == curve(whole)
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_a_run_holds_everything(whole, data):
+    assert sorted(path.name for path in whole.iterdir()) == [
+        "checkpoint.pt",
+        "config.json",
+        "curve.png",
+        "metrics.jsonl",
+        "model.safetensors",
+        "policy.json",
+        "result.json",
+        "train.json",
+    ]
+    config = RunConfig.of_run(whole)
+    assert (config.kind, config.task.data, config.task.env) == ("offline", str(data), TOY)
+    assert (config.backbone.conv, config.backbone.mlp_kind, config.train.clip) == (0, "gelu", 0.25)
+    result, task = json.loads((whole / "result.json").read_text()), OfflineTask(config.task)
+    model = load_model(whole, DecisionConfig, DecisionModel)
+    assert result["held_out"] == pytest.approx(task.evaluate(model)["held_out"], rel=1e-5)
+    assert result["held_out"] < 0.5 * curve(whole)[0]["loss"]  # it learns: more than the mean action
+    assert result["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    facts = json.loads((whole / "policy.json").read_text())
+    assert facts == {"env": TOY, "targets": [pytest.approx(task.episodes.returns.max())], "references": {}}
+
+
+@pytest.mark.parametrize("command", ["eval", "generate"])
+def test_a_policy_is_no_language_model(whole, command, capsys):
+    assert main([command, str(whole)]) == 1
+    assert "config.json must be the config of a LanguageModel, got" in capsys.readouterr().err
+
+
+def test_a_run_acts(whole):
+    returns, lengths = evaluate(Policy.load(whole, mode="stream"), TOY, episodes=3)
+    assert np.isfinite(returns).all() and (lengths <= 30).all()
+
+
+@pytest.mark.parametrize("mixer", ["attention", "mamba", "aaren", "minlstm", "s4"])
+def test_every_system_trains(mixer, data, tmp_path, capsys):
+    run = tmp_path / "run"
+    options = ["--mixer", mixer, "--steps", "4", "--eval-every", "4"]
+    options += ["--mixer_options", '{"inner_options": {"state": 4}}'] if mixer == "s4" else []
+    assert main(["train", "--data", str(data), "--out", str(run), *SMALL, *options]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"38 episodes to train on, 2 held out, 424 steps, returns -?\d+ ± \d+, at most", shown)
+    assert re.search(r"held out: a mean squared error of \d\.\d{4} per number of an action", shown)
+    config = Policy.load(run).model.config
+    assert config.backbone.mixer == mixer
+    assert config.layout == ("concatenated" if mixer == "s4" else "interleaved")
+    assert config.backbone.mlp_kind == ("relu" if mixer in ("attention", "aaren") else "gelu")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_and_resumed_is_uninterrupted(whole, tmp_path, monkeypatch, signum, capsys):
+    run, batch = tmp_path / "run", OfflineTask.batch
+    config = dataclasses.replace(RunConfig.of_run(whole))
+
+    def stopping(self, seed, step):
+        if step == 23:
+            os.kill(os.getpid(), signum)
+        return batch(self, seed, step)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(OfflineTask, "batch", stopping)
+        train(config, run, console=Console(quiet=True))
+    assert main(["train", "--out", str(run), "--resume"]) == 0
+    assert_same_run(run, whole)
+
+
+def test_killed_and_resumed_is_uninterrupted(whole, data, tmp_path):
+    run = tmp_path / "run"
+    script = f"""
+import os, signal, torch
+from minrnn.rl import OfflineTask
+from minrnn.cli import main
+torch.set_num_threads(1)
+batch = OfflineTask.batch
+def killing(self, seed, step):
+    if step == 27:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return batch(self, seed, step)
+OfflineTask.batch = killing
+main(["train", "--data", {str(data)!r}, "--env", {TOY!r}, "--out", {str(run)!r}, *{SMALL!r}])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert main(["train", "--out", str(run), "--resume"]) == 0
+    assert_same_run(run, whole)
+
+
+def test_data_that_moved_or_changed(whole, data, tmp_path, capsys):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(whole, run)
+    (run / "checkpoint.pt").unlink()
+    shutil.copytree(data, moved)
+    assert main(["train", "--out", str(run), "--resume", "--data", str(moved)]) == 0
+    assert RunConfig.of_run(run).task.data == str(moved)
+    assert_same_run(run, whole)
+    (moved / "000.npz").unlink()
+    assert main(["train", "--out", str(run), "--resume"]) == 1
+    assert "must have SHA-256" in capsys.readouterr().err
+    for arguments, wanted in (
+        (["--context", "7"], "--context must be 6 to resume"),
+        (["--task", "text"], "--task must be 'offline' to resume"),
+    ):
+        assert main(["train", "--out", str(run), "--resume", *arguments]) == 1
+        assert wanted in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--task", "offline"], "data must name logged episodes, got none: --data FILE"),
+        (["--task", "online"], "task must be one of text, offline, got 'online'"),
+        (["--task", "offline", "--data", "nowhere.hdf5"], "nowhere.hdf5"),
+        (["--config", "rl/hopper", "--data", "nowhere.hdf5"], "nowhere.hdf5"),
+        (["--config", "rl/hopper"], "`minrnn rl collect --env Hopper-v5 --quality medium`"),
+    ],
+)
+def test_what_cannot_be_trained_is_told(arguments, wanted, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    assert main(["train", "--out", str(tmp_path / "run"), *arguments]) == 1
+    shown = capsys.readouterr().err
+    assert wanted in shown and shown.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["hopper", "halfcheetah", "walker2d"])
+def test_presets_are_runs(name, data, tmp_path, capsys):
+    run = tmp_path / "run"
+    small = ["--steps", "1", "--width", "8", "--layers", "1", "--batch_size", "2"]
+    assert main(["train", "--config", f"rl/{name}", "--data", str(data), "--out", str(run), *small]) == 0
+    config = RunConfig.of_run(run)
+    assert config.kind == "offline" and config.task.env.lower() == f"{name}-v5" and config.train.lr == 1e-3
+    assert Policy.load(run).facts.targets == config.task.targets == TARGETS[name]
+
+
+def test_help_lists_the_keys_of_the_task(capsys):
+    for arguments, there, absent in (
+        (["--help"], "--tokens", "--return_scale"),
+        (["--task", "offline", "--help"], "--return_scale", "--tokens"),
+        (["--config", "rl/hopper", "--help"], "--return_scale", "--tokens"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["train", *arguments])
+        shown = capsys.readouterr().out
+        assert there in shown and absent not in shown and "rl/hopper" in shown

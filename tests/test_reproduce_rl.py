@@ -1,0 +1,149 @@
+"""The experiment `rl`: what its cells measure, and what the report makes of it."""
+
+import dataclasses
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from minrnn.reproduce import acting, returns
+from minrnn.reproduce.cells import Cell, Results
+from minrnn.reproduce.experiments import EXPERIMENTS, cells
+from minrnn.reproduce.page import Found
+from minrnn.reproduce.published import PUBLISHED
+from minrnn.reproduce.runner import run
+from minrnn.rl.systems import SYSTEMS
+from minrnn.train import RunConfig
+
+
+def quiet():
+    return Console(file=io.StringIO())
+
+
+def of(wanted, system, column):
+    return next(cell for cell in wanted if (cell.system, cell.column) == (system, column))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of two smoke cells, one of each layout, that have been measured."""
+    results, wanted = Results(tmp_path_factory.mktemp("rl")), cells(["rl"], "smoke")
+    for name in ("DminGRU", "Decision S4"):
+        run([of(wanted, name, "Hopper medium")], results, console=quiet())
+    return results, wanted
+
+
+def test_a_cell_trains_and_acts_in_both_modes(folder):
+    results, wanted = folder
+    for name in ("DminGRU", "Decision S4"):
+        record = results.read(of(wanted, name, "Hopper medium"))
+        assert "error" not in record, record
+        assert record["result"]["step"] == 2 and record["parameters"] > 100
+        assert [each["mode"] for each in record["outcomes"]] == ["window", "stream"]
+        assert record["result"]["mean"] == record["outcomes"][0]["mean"] == sum(record["outcomes"][0]["returns"])
+        data = record["data"]
+        assert data["steps"] >= 500 and data["highest"] >= data["mean"]
+        assert record["outcomes"][0]["target"] == pytest.approx(data["highest"])
+        assert record["references"].keys() == {"random", "behaviour"}
+        assert record["references"]["behaviour"] > 10 * record["references"]["random"] > 0
+    # Both have read the same episodes.
+    assert (
+        len({results.read(of(wanted, name, "Hopper medium"))["data"]["sha256"] for name in ("DminGRU", "Decision S4")})
+        == 1
+    )
+
+
+def test_without_the_files_of_d4rl_a_cell_says_which(tmp_path):
+    cell = of(cells(["rl"], "paper"), "DminGRU", "Hopper medium-expert")
+    for data in (None, str(tmp_path / "nowhere")):
+        with pytest.raises(ValueError, match=r"a directory with D4RL's hopper_expert-v2.hdf5, hopper_medium-v2.hdf5"):
+            acting.act(cell, tmp_path / "work" / "rl" / "x", data, quiet())
+    with pytest.raises(ValueError, match=r"hopper_expert-v2.hdf5"):
+        acting.act(cell, tmp_path / "work" / "rl" / "x", str(tmp_path), quiet())
+
+
+def test_time_per_action_of_every_system_and_mode(monkeypatch):
+    cell = of(cells(["rl"], "smoke"), "all", "time per action")
+    tables = {mixer: cell.config["tables"][mixer] for mixer in ("attention", "mingru")}
+    monkeypatch.setattr(
+        acting, "latency", lambda policy: policy.act([0.0] * 11, None) is None or {"early": 2.0, "late": 3.0}
+    )
+    record = acting.latency_of_all(dataclasses.replace(cell, config={**cell.config, "tables": tables}), quiet())
+    places = [(point["system"], point["mode"], point["constant"]) for point in record["points"]]
+    assert places == [
+        ("Decision Transformer", "window", True),
+        ("Decision Transformer", "stream", False),
+        ("DminGRU", "window", True),
+        ("DminGRU", "stream", True),
+    ]
+    assert record["points"][0]["speedup"]["median"] == 1 and record["points"][0]["speedup"]["q3"] == 1
+    assert all(point["time"]["count"] == 2 for point in record["points"])
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
+def test_every_cell_is_a_run_of_its_own_mixer(scale):
+    systems = {system.name: mixer for mixer, system in SYSTEMS.items()}
+    for cell in cells(["rl"], scale):
+        if cell.config["measure"] == "acting":
+            config = RunConfig.from_dict({"task": "offline", "data": "x", **cell.config["table"], "seed": cell.seed})
+            assert config.backbone.mixer == systems[cell.system]
+            assert config.task.layout == ("concatenated" if cell.system == "Decision S4" else "interleaved")
+
+
+def test_the_papers_table_is_whole():
+    table = PUBLISHED["rl"]
+    wanted = {(cell.system, cell.column) for cell in cells(["rl"], "paper") if cell.system != "all"}
+    assert set(table) == wanted and len(wanted) == 54
+    averages = {"Decision Transformer": 76.4, "Decision S4": 68.6, "DAaren": 75.0, "Decision Mamba": 78.8,
+                "DminLSTM": 78.1, "DminGRU": 78.2}  # fmt: skip
+    for system, average in averages.items():
+        values = [number.value for (its, _), number in table.items() if its == system]
+        assert sum(values) / 9 == pytest.approx(average, abs=0.06)
+
+
+def test_numbers_are_those_worked_out_by_hand():
+    wanted = cells(["rl"], "laptop")
+    hopper = [cell for cell in wanted if cell.column == "Hopper medium" and cell.system in ("DminGRU", "DAaren")]
+
+    def outcome(mode, mean, d4rl, measured):
+        return {"mode": mode, "target": 1.0, "mean": mean, "d4rl": d4rl, "measured": measured}
+
+    def found(cell, mean):
+        outcomes = [outcome("window", mean, 30.0 + cell.seed, 99.0 + cell.seed), outcome("stream", 900.0, 28.0, 80.0)]
+        return Found(cell, "done", {"outcomes": outcomes, "data": {"mean": 1080.4}})
+
+    cell = of(wanted, "all", "time per action")
+    points = [
+        {"system": system, "mode": mode, "compiled": False, "time": {"median": time},
+         "speedup": {"median": 2000 / time}, "early": time, "late": late}
+        for system, mode, time, late in (
+            ("Decision Transformer", "window", 2000.0, 2000.0),
+            ("Decision Transformer", "stream", 800.0, 1600.0),
+            ("DminGRU", "window", 2500.0, 2500.0),
+            ("DminGRU", "stream", 500.0, 505.0),
+        )
+    ]  # fmt: skip
+    missing = [Found(cell, "missing", {}) for cell in hopper if cell.system == "DAaren"]
+    done = [found(cell, 1000.0 + 100 * cell.seed) for cell in hopper if cell.system == "DminGRU"]
+    told = returns.tell(
+        "rl", EXPERIMENTS["rl"], [*done, *missing, Found(cell, "done", {"points": points})], PUBLISHED["rl"]
+    )
+    (table,) = told.tables
+    assert table.title == "Hopper medium" and {len(row) for row in table.rows} == {len(table.head)}
+    assert table.rows[0] == (
+        "DminGRU", "1,050 ± 71", "1,080", "30.5 ± 0.7", "79.4 ± 8.2", "99.5 ± 0.7", "900 ± 0", "2",
+    )  # fmt: skip
+    assert table.rows[1] == ("DAaren", "missing", "", "", "80.9", "", "", "")
+    times, growth = told.more
+    assert times.rows == [("Decision Transformer", "2,000", "800", "", ""), ("DminGRU", "2,500", "500", "", "")]
+    assert growth.rows == [("Decision Transformer", "1.00", "2.00"), ("DminGRU", "1.00", "1.01")]
+    assert told.sentences == [
+        "Data sets on which a system's return is at least its behaviour policy's: DminGRU 0 of 1.",
+        "Decision Transformer's time per action over that of streaming: DminGRU 4.0.",
+    ]
+
+
+def test_cells_are_plain_values():
+    assert all(json.loads(json.dumps(cell.config)) == cell.config for cell in cells(["rl"], "laptop"))
+    assert isinstance(cells(["rl"], "smoke")[0], Cell)
