@@ -61,7 +61,7 @@ def test_a_training_step_of_every_system(rounds, monkeypatch):
     record = timing.speed(cell, quiet())
     ((_, times),) = rounds
     assert [point["system"] for point in record["points"]] == cell.config["systems"]
-    assert record["left_out"] == {} and record["device"] == "cpu" and record["seconds"] > 0
+    assert record["left_out"] == {} and record["device"] == "cpu"
     for point in record["points"]:
         assert {name: point[name] for name in ("length", "batch", "width", "peak_bytes")} == {
             "length": 4,
