@@ -7,6 +7,8 @@ import json
 import math
 import os
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from minrnn.models import (
     LanguageModelConfig,
     generate,
     load,
+    locked,
     parameter_groups,
     save,
 )
@@ -292,6 +295,27 @@ def test_a_full_disk_leaves_the_model_that_was_there(run, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save(make_language("mingru"), run)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_lock_has_one_owner_at_a_time_and_goes_with_the_last(tmp_path):
+    """Although the file is another one after each owner."""
+    inside, most, said = [], [], []
+
+    def work(_):
+        with locked(tmp_path / "deep" / "lock", said.append):
+            inside.append(1)
+            time.sleep(0.002)
+            most.append(len(inside))
+            inside.pop()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(40)))
+    assert most == [1] * 40
+    assert set(said) == {"another process is at work on it: waits"}
+    assert list((tmp_path / "deep").iterdir()) == []
+    with pytest.raises(ValueError, match="mine"), locked(tmp_path / "lock", said.append):
+        raise ValueError("mine")
+    assert not (tmp_path / "lock").exists()
 
 
 @pytest.mark.parametrize("kept", [0, 7, 8, 200, -1])

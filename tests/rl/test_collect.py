@@ -6,17 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import minari
 import numpy as np
 import pytest
+from minari.data_collector import EpisodeBuffer
 from rich.console import Console
 
 from minrnn import cli
 from minrnn.rl import load_episodes, ppo, rolling
 from minrnn.rl.behaviour import Behaviour, Digest, Rolled
-from minrnn.rl.collect import DIGESTS, SHIPPED, STEPS, CollectConfig, collect, provenance, references
+from minrnn.rl.collect import DIGESTS, SHIPPED, STEPS, CollectConfig, collect, named_env, provenance, references
 from minrnn.rl.environments import make_env
 
 ENV = "Hopper-v5"
@@ -104,6 +106,19 @@ def test_other_data_has_no_provenance(tmp_path):
     assert references("mujoco/hopper/medium-v0") == {}
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_data_of_others_name_their_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    steps, flags = {"actions": [np.zeros(1)] * 2, "rewards": [0.0] * 2}, [False, False]
+    episode = EpisodeBuffer(observations=[np.zeros(3)] * 3, **steps, terminations=flags, truncations=flags, infos={})
+    minari.create_dataset_from_buffers("swing/up-v0", [episode], env="Pendulum-v1")
+    folder = tmp_path / "swing" / "up-v0"
+    for name in ("swing/up-v0", folder, folder / "data", f"{folder}+{tmp_path}"):
+        assert named_env(name) == "Pendulum-v1"
+    assert provenance(folder) == {}
+    assert named_env(tmp_path) is None
+
+
 def test_the_number_of_processes_changes_nothing(tmp_path, behaviours):
     config = CollectConfig(ENV, "medium-replay", 400)
     one = collect(config, out=tmp_path / "one", behaviours=behaviours, console=QUIET)
@@ -164,6 +179,34 @@ def test_killed_rolling_keeps_its_episodes_and_leaves_no_process(tmp_path, behav
     total = record["returns"]["episodes"] + record["random"]["episodes"]
     assert len(rolled) <= total - kept + 2, "at most one episode of each process is rolled for nothing"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_two_at_once_make_it_once(tmp_path, behaviours, monkeypatch):
+    rolled = counted(monkeypatch)
+
+    def make(_):
+        return collect(TOO_FEW, out=tmp_path / "set", behaviours=behaviours, console=Console(quiet=True))
+
+    with ThreadPoolExecutor() as pool:
+        one, two = pool.map(make, range(2))
+    assert one["sha256"] == two["sha256"]
+    assert len(rolled) == one["returns"]["episodes"] + one["random"]["episodes"]
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_episode_that_cannot_be_kept_is_told_as_what_it_is(tmp_path, processes):
+    studio, part = rolling.Studio(ENV, 0, tmp_path), rolling.Part(None, 1, 1, 1)
+    (tmp_path / f"{studio.path(part, 0).name}.part").mkdir()
+    with pytest.raises(IsADirectoryError, match="00000001-000000.npz.part"):
+        rolling.roll_parts(studio, [part], processes=processes, told=lambda *_: None)
+
+
+def test_a_directory_may_have_a_plus_in_its_name(tmp_path, behaviours):
+    collect(CollectConfig(ENV, steps=61), out=tmp_path / "a", behaviours=behaviours, console=QUIET)
+    for _ in range(2):
+        record = collect(TOO_FEW, out=tmp_path / "a+b", behaviours=behaviours, console=QUIET)
+        assert record["steps"] == provenance(tmp_path / "a+b")["steps"] == 60
 
 
 def test_what_is_there_is_not_made_again(tmp_path, behaviours, monkeypatch):

@@ -151,6 +151,17 @@ def test_a_run_without_environment_or_episodes_is_told(tmp_path, capsys):
     assert "run must be a directory that holds config.json" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["evaluate", "watch"])
+def test_a_run_imports_no_module_by_itself(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "made_by_others.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    Policy(make_model(), PolicyFacts("made_by_others:Env-v0", [1.0])).save(tmp_path / "run")
+    assert main(["rl", command, str(tmp_path / "run")]) == 1
+    assert "env must be given where a module is imported for it" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="it ran"):
+        main(["rl", command, str(tmp_path / "run"), "--env", "made_by_others:Env-v0"])
+
+
 def can_draw():
     try:
         watch(Policy(make_model(**HOPPER), target=1.0), "Hopper-v5", can_draw.path / "test.gif", steps=1)

@@ -300,6 +300,33 @@ def test_a_torn_npz(tmp_path):
     refuses(folder, "0002.npz: must be a whole .npz file, got one that is torn")
 
 
+def test_an_npz_that_is_something_else(tmp_path):
+    folder = write_folder(tmp_path / "log", log(), ENDED)
+    (folder / "0002.npz").write_text("steps")
+    refuses(folder, "0002.npz: must be a whole .npz file, got one that is torn or none at all")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    (tmp_path / "one.npy").rename(folder / "0002.npz")
+    refuses(folder, "0002.npz: must be a whole .npz file, got one that is torn or none at all")
+
+
+def test_damage_inside_a_file_is_told_with_its_field(tmp_path):
+    """Of the right size, as downloads that have reserved their place."""
+    folder = write_folder(tmp_path / "log", log((300, 400)), (True, True))
+    path = folder / "0001.npz"
+    content = path.read_bytes()
+    for place in range(100, len(content) - 1000, 97):
+        path.write_bytes(content[:place] + bytes(40) + content[place + 40 :])
+        refuses(folder, "0001.npz: ")
+    path = write_d4rl(tmp_path / "log.hdf5", log((3000,)), (True,))
+    with h5py.File(path) as file:
+        places = {name: file[name].id.get_chunk_info(0) for name in ("observations", "actions", "rewards")}
+    content = path.read_bytes()
+    for name, chunk in places.items():
+        middle = chunk.byte_offset + chunk.size // 2
+        path.write_bytes(content[:middle] + bytes(40) + content[middle + 40 :])
+        refuses(path, f"log.hdf5: {name}: Can't .*read data")
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_bad_episodes_of_minari_are_named(tmp_path, monkeypatch):
     from gymnasium.spaces import Discrete

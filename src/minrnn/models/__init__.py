@@ -3,7 +3,7 @@
 from minrnn.models.base import SequenceModel
 from minrnn.models.block import Backbone, Block, GatedMLP
 from minrnn.models.config import BackboneConfig, LanguageModelConfig
-from minrnn.models.files import load, load_model, replace_files, save
+from minrnn.models.files import load, load_model, locked, replace_files, save
 from minrnn.models.generate import generate
 from minrnn.models.language import LanguageModel, parameter_groups
 
@@ -18,6 +18,7 @@ __all__ = [
     "generate",
     "load",
     "load_model",
+    "locked",
     "parameter_groups",
     "replace_files",
     "save",

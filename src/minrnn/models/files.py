@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,6 +41,42 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
         raise
     for path, part in aside.items():
         os.replace(part, path)
+
+
+@contextmanager
+def locked(lock: Path, say: Callable[[str], object]) -> Iterator[None]:
+    """What the file `lock` stands for is this process's alone; waited for, while it is another's.
+
+    The system lets go of it when the process ends, however it does.
+
+    Args:
+        lock: made with its directory, and removed at the end.
+        say: told when there is something to wait for.
+    """
+    import fcntl
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with lock.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say("another process is at work on it: waits")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_at(file.fileno(), lock):  # else it is the file of somebody who has ended and removed it
+                try:
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)
+                return
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def save(model: SequenceModel, run: str | os.PathLike[str]) -> None:

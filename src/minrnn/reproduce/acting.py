@@ -12,7 +12,7 @@ from rich.console import Console
 
 from minrnn.bench import measure
 from minrnn.bench.measure import Summary
-from minrnn.reproduce.cells import Cell, locked
+from minrnn.reproduce.cells import Cell
 from minrnn.reproduce.training import fitted
 from minrnn.rl import DecisionModel, Policy, PolicyFacts
 from minrnn.rl.collect import CollectConfig, collect, references
@@ -73,8 +73,7 @@ def _collected(settings: dict[str, Any], folder: Path, console: Console) -> str:
     """The directory of a data set of our own, rolled if it is not there."""
     config = CollectConfig(**settings)
     out = folder / f"{config.env}-{config.quality}-{config.steps}"
-    with locked(out.with_name(f"{out.name}.lock"), console):
-        collect(config, out=out, console=console)
+    collect(config, out=out, console=console)
     return str(out)
 
 

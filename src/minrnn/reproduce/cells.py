@@ -4,19 +4,19 @@ A results folder holds EXPERIMENT/SYSTEM-COLUMN-SEED.json for each cell that has
 with the checkpoint of each that has not, beside a lock of whoever is at work on it.
 """
 
-import fcntl
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rich.console import Console
 
 import minrnn
-from minrnn.models import replace_files
+from minrnn.models import locked, replace_files
 
 Scale = Literal["smoke", "laptop", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
@@ -50,19 +50,6 @@ class Cell:
         return f"{self.experiment}/{re.sub('[^a-z0-9]+', '-', f'{self.system} {self.column} {self.seed}'.lower())}"
 
 
-@contextmanager
-def locked(lock: Path, console: Console) -> Iterator[None]:
-    """What the file `lock` stands for is this process's alone; waited for, while it is another's."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print("another process is at work on it: waits", highlight=False)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 class Results:
     """A folder of cells.
 
@@ -85,11 +72,8 @@ class Results:
     def claim(self, cell: Cell, console: Console) -> Iterator[None]:
         """The sole right to measure a cell, waited for: it may be another process's, such as a worker whose parent was
         killed."""
-        lock = self.work(cell).with_suffix(".lock")
-        with locked(lock, console):
+        with locked(self.work(cell).with_suffix(".lock"), partial(console.print, highlight=False)):
             yield
-            if self.has(cell):
-                lock.unlink(missing_ok=True)  # who still waits for it finds the cell done
 
     def has(self, cell: Cell) -> bool:
         """Whether a cell has been measured, and did not fail; raises as `read` does."""

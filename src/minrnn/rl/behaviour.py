@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,7 +141,7 @@ def roll(env: Any, behaviour: Behaviour | None, seed: int, stream: int, episode:
     env_seed = int(generator.integers(2**31))
     observation, _ = env.reset(seed=env_seed)
     observations, actions, rewards = [np.array(observation, np.float64)], [], []
-    for _ in count():
+    while True:
         if behaviour is None:
             action = generator.uniform(low, high)
         else:

@@ -8,21 +8,24 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from minrnn.models import replace_files
+from minrnn.models import locked, replace_files
 from minrnn.rl import ppo
 from minrnn.rl.behaviour import Behaviour, Digest
 from minrnn.rl.environments import check_spaces, make_env
 from minrnn.rl.progress import Bar
 from minrnn.rl.rolling import Part, Studio, read, roll_parts
 from minrnn.rl.scores import REFERENCES, normalized, reference
+from minrnn.rl.sources import minari_file, split
 
 SHIPPED = Path(__file__).parent / "behaviours"
 DIGESTS = "digests.json"  # beside the snapshots: what rolling them gives
@@ -75,7 +78,8 @@ def collect(
 ) -> dict[str, Any]:
     """Collect a Minari dataset, and say what became of it.
 
-    What was killed goes on from where it was: training from its last snapshot, rolling from its last episodes.
+    What was killed goes on from where it was: training from its last snapshot, rolling from its last episodes. What
+    another process is making is waited for.
 
     Args:
         config: what is wanted.
@@ -94,39 +98,39 @@ def collect(
     """
     out = (out or minari_root() / config.name).absolute()  # Minari wants it so
     folder = behaviours / config.env if behaviours else _default_folder(config.env)
-    if existing := provenance(out):
-        _check_same(existing, config, ppo.snapshots(folder), out)
-        console.print(describe(existing, out), highlight=False, soft_wrap=True)
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    if existing := _existing(config, folder, out, say):
         return existing
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"collect: out must be a new directory, got {out}, where something else is")
     with make_env(config.env) as env:
         if env.spec is None or not env.spec.max_episode_steps:
             raise ValueError(f"collect: env must have a limit of steps, got {config.env}, whose episodes may never end")
         if not env.action_space.is_bounded():
             raise ValueError(f"collect: env must have bounded actions, got {config.env} with {env.action_space}")
-        found = _snapshots(config, folder, console)
+        found = _snapshots(config, folder, console, say)
         _check_policies(found, env, config.env)
     chosen = _choose(config, found)
     policies = [{"file": path.name, "sha256": ppo.sha256(path)} for path, _ in chosen]
     settings: dict[str, Any] = {**asdict(config), "behaviours": policies}
-    share = -(-settings["steps"] // len(chosen))
-    parts = [Part(path, policy.facts["steps"], share, 1) for path, policy in chosen]
-    parts.append(Part(None, RANDOM_STREAM, 0, RANDOM_EPISODES))
-    studio = Studio(config.env, config.seed, _studio_folder(out, settings))
-    with Bar(console, f"rolling {config.name}", settings["steps"]) as bar:
-        have = [0] * len(parts)
+    with locked(out.with_name(f".{out.name}.lock"), say):
+        if existing := _existing(config, folder, out, say):  # by another process, for which this one has waited
+            return existing
+        share = -(-settings["steps"] // len(chosen))
+        parts = [Part(path, policy.facts["steps"], share, 1) for path, policy in chosen]
+        parts.append(Part(None, RANDOM_STREAM, 0, RANDOM_EPISODES))
+        studio = Studio(config.env, config.seed, _studio_folder(out, settings))
+        with Bar(console, f"rolling {config.name}", settings["steps"]) as bar:
+            have = [0] * len(parts)
 
-        def told(number: int, steps: int) -> None:
-            have[number] = steps
-            bar.tell(min(sum(have[:-1]), settings["steps"]), f"{sum(have[:-1]):,} steps")
+            def told(number: int, steps: int) -> None:
+                have[number] = steps
+                bar.tell(min(sum(have[:-1]), settings["steps"]), f"{sum(have[:-1]):,} steps")
 
-        *files, random = roll_parts(studio, parts, processes=processes, told=told)
-    record = _write(config, settings, files, random, out, env.observation_space, env.action_space)
-    shutil.rmtree(studio.folder)
-    record["digest"] = _compare(record, folder, keep=behaviours is not None or folder.parent != SHIPPED)
-    console.print(describe(record, out), highlight=False, soft_wrap=True)
-    return record
+            *files, random = roll_parts(studio, parts, processes=processes, told=told)
+        record = _write(config, settings, files, random, out, env.observation_space, env.action_space)
+        shutil.rmtree(studio.folder)
+        record["digest"] = _compare(record, folder, keep=behaviours is not None or folder.parent != SHIPPED)
+        say(describe(record, out))
+        return record
 
 
 def provenance(dataset: str | os.PathLike[str]) -> dict[str, Any]:
@@ -135,13 +139,28 @@ def provenance(dataset: str | os.PathLike[str]) -> dict[str, Any]:
     Args:
         dataset: its directory or, if there is none, its name. Several joined with `+`: the first one's.
     """
-    first = os.fspath(dataset).partition("+")[0].strip()
+    return _metadata(dataset).get(KEY, {})
+
+
+def named_env(dataset: str | os.PathLike[str]) -> str | None:
+    """The environment that a Minari dataset says it is of; None where it does not.
+
+    Args:
+        dataset: as `provenance` takes it.
+    """
+    with suppress(ValueError, KeyError, TypeError):
+        return json.loads(_metadata(dataset)["env_spec"])["id"]
+    return None
+
+
+def _metadata(dataset: str | os.PathLike[str]) -> dict[str, Any]:
+    first = split(os.fspath(dataset))[0]
     for root in (Path(first), minari_root() / first):
-        path = root / "data" / "metadata.json"
-        if path.is_file():
+        file = minari_file(root)
+        if file and (path := file.with_name("metadata.json")).is_file():
             try:
-                return json.loads(path.read_bytes()).get(KEY, {})
-            except (ValueError, AttributeError) as error:
+                return dict(json.loads(path.read_bytes()))
+            except (ValueError, TypeError) as error:
                 raise ValueError(f"provenance: {path} must be the metadata of Minari, got: {error}") from error
     return {}
 
@@ -174,6 +193,18 @@ def describe(record: dict[str, Any], out: Path) -> str:
     return f"{out}: {made['episodes']:,} episodes, {made['steps']:,} steps, {returns}\n{digest}"
 
 
+def _existing(config: CollectConfig, folder: Path, out: Path, say: Callable[[str], object]) -> dict[str, Any]:
+    """The provenance of what is in `out` already, which must be what is wanted; empty where nothing is."""
+    if not out.exists():
+        return {}
+    if existing := provenance(out):
+        _check_same(existing, config, ppo.snapshots(folder), out)
+        say(describe(existing, out))
+    elif not out.is_dir() or any(out.iterdir()):
+        raise ValueError(f"collect: out must be a new directory, got {out}, where something else is")
+    return existing
+
+
 def _check_same(
     existing: dict[str, Any], config: CollectConfig, found: Sequence[tuple[Path, Behaviour]], out: Path
 ) -> None:
@@ -197,25 +228,30 @@ def _default_folder(env_id: str) -> Path:
     return shipped if (shipped / ppo.INDEX).is_file() else Path("behaviours") / env_id
 
 
-def _snapshots(config: CollectConfig, folder: Path, console: Console) -> list[tuple[Path, Behaviour]]:
+def _snapshots(
+    config: CollectConfig, folder: Path, console: Console, say: Callable[[str], object]
+) -> list[tuple[Path, Behaviour]]:
     """The policies in `folder`, trained first if there are none."""
     if found := ppo.snapshots(folder):
         return found
     reference(config.env)  # says which environments there are returns for
     settings, target = ppo.SETTINGS[config.env.partition("-")[0].lower()], ppo.wanted_return(config.env)
-    console.print(f"no behaviour policies in {folder}: training them", highlight=False, soft_wrap=True)
-    with Bar(console, f"training {config.env}", target) as bar:
-        ppo.train(
-            config.env,
-            folder,
-            target=target,
-            settings=settings,
-            seed=config.seed,
-            told=lambda leg: bar.tell(
-                min(max(leg.mean_return, 0), target),
-                f"return {leg.mean_return:,.0f} of {target:,.0f} after {leg.steps:,} steps",
-            ),
-        )
+    say(f"no behaviour policies in {folder}: training them")
+    with locked(folder.with_name(f".{folder.name}.lock"), say):
+        if found := ppo.snapshots(folder):  # by another process, for which this one has waited
+            return found
+        with Bar(console, f"training {config.env}", target) as bar:
+            ppo.train(
+                config.env,
+                folder,
+                target=target,
+                settings=settings,
+                seed=config.seed,
+                told=lambda leg: bar.tell(
+                    min(max(leg.mean_return, 0), target),
+                    f"return {leg.mean_return:,.0f} of {target:,.0f} after {leg.steps:,} steps",
+                ),
+            )
     return ppo.snapshots(folder)
 
 

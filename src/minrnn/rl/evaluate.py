@@ -197,9 +197,16 @@ def main(arguments: list[str]) -> int:
 
 
 def environment(asked: str | None, policy: Policy) -> str:
-    """The environment to act in: the one asked for, or the policy's own; ValueError if there is neither."""
+    """The environment to act in: the one asked for, or the policy's own.
+
+    Raises:
+        ValueError: there is neither, or it is the policy's own and Gymnasium would import a module for it: no file is
+            to decide which code runs.
+    """
     if not (env_id := asked or policy.facts.env):
         raise ValueError("env must be given: the run does not know for which environment it is: --env ID")
+    if not asked and ":" in env_id:
+        raise ValueError(f"env must be given where a module is imported for it, as the run's own: --env {env_id}")
     return env_id
 
 

@@ -138,11 +138,14 @@ class _Crew:
 
     def _receive(self, ours: Connection) -> int:
         try:
-            return ours.recv()
+            answer = ours.recv()
         except EOFError:
             (worker,) = (worker for worker, theirs in self.workers if theirs is ours)
             worker.join()
             raise OSError(f"a process that rolled episodes ended with status {worker.exitcode}") from None
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
 
     def close(self) -> None:
         """Let the processes end with the episode that they are at."""
@@ -171,12 +174,20 @@ class _Hand:
         return len(rolled.rewards)
 
 
+def _answer(hand: _Hand, number: int, episode: int) -> int | OSError:
+    """What came of an episode: its length, or why it could not be kept, as on a full disk."""
+    try:
+        return hand.roll(number, episode)
+    except OSError as error:
+        return error
+
+
 def _serve(theirs: Connection, studio: Studio, parts: Sequence[Part]) -> None:
     """What a process does until the other end of its pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the first one decides
     hand = _Hand(studio, parts)
     try:
         while True:
-            theirs.send(hand.roll(*theirs.recv()))
+            theirs.send(_answer(hand, *theirs.recv()))
     except (EOFError, BrokenPipeError):
         hand.env.close()

@@ -45,13 +45,16 @@ def load_episodes(source: str | os.PathLike[str]) -> Episodes:
             the file, the field and, where it can, the episode.
     """
     whole = os.fspath(source)
-    # A path may contain a plus.
-    parts = [whole] if os.path.exists(whole) else [part.strip() for part in whole.split("+")]
-    read = [_load(part) for part in parts]
+    read = [_load(part) for part in split(whole)]
     try:
         return concatenate(read)
     except ValueError as error:
         raise ValueError(f"load_episodes: {whole}: {error}") from error
+
+
+def split(source: str) -> list[str]:
+    """The sources that are joined with `+`; one, where there is a path with a plus in it."""
+    return [source] if os.path.exists(source) else [part.strip() for part in source.split("+")]
 
 
 def available_memory() -> int:
@@ -91,17 +94,27 @@ def _load(part: str) -> Episodes:
                 for pieces, size in zip((log.observations, log.actions), log.sizes, strict=True)
             ]
             fits = sum(4 * math.prod(each.shape) for each in steps) <= available_memory() / 2
-            observations, actions = (_in_memory(each) if fits else _on_disk(each) for each in steps)
+            keep = _in_memory if fits else _on_disk
+            with np.errstate(over="ignore"):  # becomes infinite, and is refused as that
+                rewards = log.rewards.astype(np.float32)
             return Episodes(
-                observations,
-                actions,
-                log.rewards.astype(np.float32),
+                _told_of("observations", keep, steps[0]),
+                _told_of("actions", keep, steps[1]),
+                rewards,
                 np.asarray(log.lengths, np.int64),
                 np.asarray(log.terminated, bool),
             )
-    except (ValueError, TypeError, OSError, KeyError) as error:
+    except (ValueError, TypeError, OSError, KeyError, RuntimeError) as error:  # h5py has all of them for torn files
         reason = str(error).removeprefix("Episodes: ")
         raise ValueError(f"load_episodes: {part}: {reason}") from error
+
+
+def _told_of(name: str, read: Callable[[Any], Any], steps: Any) -> Any:
+    """`read(steps)`; where it cannot, the field has its name in the error."""
+    try:
+        return read(steps)
+    except OSError as error:
+        raise OSError(f"{name}: {error}") from error
 
 
 def _in_memory(steps: Joined) -> np.ndarray:
@@ -128,7 +141,7 @@ def _reader(part: str) -> Callable[[str, ExitStack], _Log]:
     """The reader for what lies at `part`, or is called so."""
     path = Path(part)
     if path.is_dir():
-        return _read_minari if _minari_file(path) else _read_folder
+        return _read_minari if minari_file(path) else _read_folder
     if path.is_file():
         if path.suffix.lower() not in (".hdf5", ".h5"):
             raise ValueError(f"load_episodes: {part}: must be an .hdf5 file or a directory, got a {path.suffix} file")
@@ -144,7 +157,7 @@ def _read_d4rl(part: str, files: ExitStack) -> _Log:
     if "episode_0" in file:
         raise ValueError("must have D4RL's layout, got a file of Minari: give the directory that it lies in")
     observations, actions = (_field(file, name, 2) for name in ("observations", "actions"))
-    rewards, terminals, timeouts = (_field(file, name, 1)[:] for name in ("rewards", "terminals", "timeouts"))
+    rewards, terminals, timeouts = (_whole_field(file, name) for name in ("rewards", "terminals", "timeouts"))
     for name, field in (("actions", actions), ("rewards", rewards), ("terminals", terminals), ("timeouts", timeouts)):
         if len(field) != len(observations):
             raise ValueError(f"{name} must have {len(observations)} rows, as observations have, got {len(field)}")
@@ -158,7 +171,7 @@ def _read_d4rl(part: str, files: ExitStack) -> _Log:
 
 
 def _read_minari(part: str, files: ExitStack) -> _Log:
-    path = _minari_file(Path(part))
+    path = minari_file(Path(part))
     assert path is not None, "only called for a directory of Minari"
     file = _open(path, files)
     names = sorted((name for name in file if re.fullmatch(r"episode_\d+", name)), key=lambda name: int(name[8:]))
@@ -169,10 +182,10 @@ def _read_minari(part: str, files: ExitStack) -> _Log:
         try:
             group = file[name]
             observations, actions = (_field(group, field, 2) for field in ("observations", "actions"))
-            rewards, ends = (_field(group, field, 1)[:] for field in ("rewards", "terminations"))
+            rewards, ends = (_whole_field(group, field) for field in ("rewards", "terminations"))
             # The last observation is what the last action led to: no action was taken there.
             _check_rows(observations, actions, rewards, (1,))
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
             raise ValueError(f"{name}: {error}") from error
         episodes.append((observations, actions, rewards, bool(len(ends) and ends[-1])))
     return _log(episodes, names)
@@ -243,6 +256,11 @@ def _field(group: Any, name: str, rank: int) -> Any:
     return field
 
 
+def _whole_field(group: Any, name: str) -> np.ndarray:
+    """A field with one number for each step, read."""
+    return _told_of(name, lambda field: field[:], _field(group, name, 1))
+
+
 def _check_field(name: str, shape: tuple[int, ...], dtype: np.dtype, rank: int) -> None:
     vector = rank == 2
     if len(shape) != rank or dtype.kind not in ("f" if vector else "fiub"):
@@ -264,16 +282,21 @@ class _Member:
 
 
 def _member(path: Path, name: str) -> np.ndarray:
+    if not zipfile.is_zipfile(path):  # of anything else, NumPy says that it may be pickled
+        raise ValueError("must be a whole .npz file, got one that is torn or none at all")
     try:
         with np.load(path) as file:
-            if name not in file:
-                raise ValueError(f"{name} must be there, got only {', '.join(file)}")
-            return file[name]
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
+            if name in file:
+                return file[name]
+            names = ", ".join(file)
+    except ValueError:  # says itself what is wrong, such as objects, which could run code
+        raise
+    except Exception as error:  # a torn file fails in many ways: of zlib, of zipfile, of the parser of its header
         raise ValueError(f"must be a whole .npz file, got one that is torn: {error}") from error
+    raise ValueError(f"{name} must be there, got only {names}")
 
 
-def _minari_file(directory: Path) -> Path | None:
+def minari_file(directory: Path) -> Path | None:
     """The HDF5 file of a Minari dataset, whose directory or `data` directory this is; None if it is neither."""
     for path in (directory / "data" / "main_data.hdf5", directory / "main_data.hdf5"):
         if path.is_file():

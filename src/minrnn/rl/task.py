@@ -16,11 +16,10 @@ from torch import Tensor
 from minrnn.mixers.contract import check_types
 from minrnn.models import BackboneConfig
 from minrnn.rl.decision import DecisionConfig, DecisionModel, Layout, Scales, Trajectory
-from minrnn.rl.episodes import Episodes
-from minrnn.rl.sources import load_episodes
+from minrnn.rl.episodes import Episodes, blocks
+from minrnn.rl.sources import load_episodes, split
 
 HELD_OUT = 0.05  # share of the episodes, the same ones for every run on a data set
-BLOCK = 1 << 16  # actions that are read at once to find their bounds
 
 Model = Callable[[Trajectory], tuple[Tensor, Any]]
 
@@ -64,7 +63,7 @@ class OfflineConfig:
     @property
     def name(self) -> str:
         """Of the data, for people: a file's or directory's own, and the last two parts of a name of Minari."""
-        paths = [Path(part.strip()) for part in self.data.split("+")]
+        paths = [Path(part) for part in split(self.data)]
         return "+".join(path.stem if path.exists() else "-".join(path.parts[-2:]) for path in paths)
 
     def model_config(self, observation_size: int, action_size: int, backbone: BackboneConfig) -> DecisionConfig:
@@ -197,8 +196,7 @@ def action_bounds(episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
     """The least and the greatest of each action, (A,) float32 each: -1 and 1 where none of the data is beyond."""
     low = np.full(episodes.action_size, np.inf, np.float32)
     high = -low
-    for first in range(0, episodes.actions.shape[0], BLOCK):
-        block = episodes.actions[first : first + BLOCK]
+    for _, block in blocks(episodes.actions):
         low, high = np.minimum(low, block.min(0)), np.maximum(high, block.max(0))
     if max(-low.min(), high.max()) <= 1:
         return np.full_like(low, -1), np.full_like(high, 1)
@@ -215,7 +213,4 @@ def checksum(episodes: Episodes) -> str:
 
 def locate(data: str) -> str:
     """A name of the same data that holds in any working directory."""
-    if Path(data).exists():
-        return str(Path(data).absolute())
-    parts = (part.strip() for part in data.split("+"))
-    return "+".join(str(Path(part).absolute()) if Path(part).exists() else part for part in parts)
+    return "+".join(str(Path(part).absolute()) if Path(part).exists() else part for part in split(data))

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, SequenceModel, generate, load, load_model
-from minrnn.rl.collect import provenance, references
+from minrnn.rl.collect import named_env, references
 from minrnn.rl.decision import DecisionConfig, DecisionModel
 from minrnn.rl.policy import FILE, PolicyFacts
 from minrnn.rl.systems import SYSTEMS
@@ -134,7 +134,7 @@ class OfflineJob:
 
     def files(self) -> dict[str, str]:
         config = self.task.config
-        env = config.env or provenance(config.data).get("env")
+        env = config.env or named_env(config.data)
         return {FILE: PolicyFacts(env, self.task.targets, references(config.data)).to_json()}
 
     def about(self) -> str:
