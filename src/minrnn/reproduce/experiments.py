@@ -52,10 +52,10 @@ def cells(names: Iterable[str], scale: Scale, systems: Iterable[str] = ()) -> li
 
 # In what a scale differs from the paper, and why.
 _SMOKE = ("sizes and steps that only show that everything runs",)
-_SHORTER = "64 positions and 8 tokens for 4,096 and 16, 3,000 steps for 400,000: what two cores can train"
+_SHORTER = "64 positions and 8 tokens for 4,096 and 16, 2,000 steps for 400,000: what two cores can train"
 _FASTER = (
     "learning rate 3e-3 with a warm-up and a cosine for a constant 1e-4 (the paper's text) or 3e-4 (its code), weight "
-    "decay 0.1 for 0.05, beta2 0.99 for 0.999: a hundred times fewer steps"
+    "decay 0.1 for 0.05, beta2 0.99 for 0.999: two hundred times fewer steps"
 )
 _IN_TURNS = "the library's nn.LSTM and nn.GRU stand beside the step loops; all systems take turns, round by round"
 _OWN_MAMBA = "Mamba is minrnn's, not its authors' kernels for GPUs"

@@ -38,7 +38,7 @@ _COPYING: dict[Scale, tuple[Table, Table, int]] = {  # task, training, width
     ),
     "laptop": (
         {"length": 64, "tokens": 8, "batch_size": 64, "examination": 20},
-        {"steps": 3000, "lr": 3e-3, "warmup": 100, "eval_every": 250, "save_every": 250},
+        {"steps": 2000, "lr": 3e-3, "warmup": 100, "eval_every": 250, "save_every": 250},
         64,
     ),
     "paper": (
