@@ -77,6 +77,17 @@ def test_selective_copying(convention, blank, cue, total):
     assert (places > 0).all()  # everywhere, the last place included
 
 
+def test_equal_draws_choose_the_same_places_on_any_machine():
+    class Equal:
+        integers = staticmethod(np.random.default_rng(0).integers)
+
+        def random(self, shape, dtype):
+            return np.zeros(shape, dtype)
+
+    tokens, _ = SelectiveCopying(50, 6, 16, 4).make(Equal(), held_out=False)
+    assert (tokens[:, :6] != 15).all() and (tokens[:, 6:50] == 15).all()
+
+
 def test_making_questions_is_no_bottleneck():
     task = SelectiveCopying()
     begin = time.perf_counter()
@@ -180,7 +191,11 @@ def test_listops_as_published_is_made_in_time():
         (lambda: FormalLanguage("latin"), "language must be one of bucket_sort, .* got 'latin'"),
         (lambda: FormalLanguage("parity", trained=(5, 4)), "trained must be"),
         (lambda: ListOps(100, 100), "length must be at least shortest"),
-        (lambda: ListOps(depth=1), "depth and arguments must allow 500 tokens"),
+        (
+            lambda: ListOps(depth=1),
+            "depth and arguments must make questions of 500 to 2000 tokens likely, got 1 and 10",
+        ),
+        (lambda: ListOps(510, 500, arguments=2), "likely, got 10 and 2"),
         (lambda: ListOps(arguments=1), "arguments must be at least 2, got 1"),
     ],
 )

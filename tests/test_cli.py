@@ -67,7 +67,7 @@ def test_train_reports_the_end(text, tmp_path, capsys):
     assert main(["train", "--data", str(text), "--out", str(out), "--mixer", "minlstm", *SMALL]) == 0
     shown, result = capsys.readouterr().out, json.loads((out / "result.json").read_text())
     assert "THP_MEM_ALLOC_ENABLE=1" in shown
-    assert re.search(r"step 40/40 · loss \d\.\d+ · held out \d\.\d+ · [\d.]+k tokens/s · 0:00 left", shown)
+    assert re.search(r"step 40/40 · loss \d\.\d+ · held out \d\.\d+ · [\d.]+k positions/s · 0:00 left", shown)
     assert f"held out: {result['held_out']:.4f} nats per character in windows of 24 from zero state" in shown
     assert f"held out: {result['held_out_carried']:.4f} nats per character with the state carried on" in shown
     assert re.search(r"trained 40 steps in \d+ s", shown) and str(out) in shown

@@ -67,25 +67,25 @@ def layers(tmp_path):
 def test_numbers_are_those_worked_out_by_hand(layers, tmp_path):
     _, page = built(*layers, tmp_path)
     found = rows(page)
-    assert ["minGRU", "97.0 ± 2.0", "96.8 ± 3.2", "+0.2", "3"] in found
-    assert ["minLSTM", "35.0 ± 7.1", "37.6 ± 2.0", "−2.6", "2 of 3"] in found
-    assert ["minGRU", "12.3", "99.5 ± 0.2", "−87.2", "1 of 3"] in found  # no deviation of one
-    assert "Highest: minGRU, 2 layers (97.0); lowest: minGRU, 3 layers (12.3)." in page
+    assert ["minGRU", "1,234,567", "97.0 ± 2.0", "96.8 ± 3.2", "+0.2", "3"] in found
+    assert ["minLSTM", "1,234,567", "35.0 ± 7.1", "37.6 ± 2.0", "−2.6", "2 of 3"] in found
+    assert ["minGRU", "1,234,567", "12.3", "99.5 ± 0.2", "−87.2", "1 of 3"] in found  # no deviation of one
+    assert "layer: highest" not in page and "layers: highest" not in page  # two systems of no column are there
     assert "2 h 6 min in all; a cell took 1 min to 2 h 0 min, half of them at most 1 min." in page
 
 
 def test_cells_without_a_result_are_shown_as_what_they_are(layers, tmp_path):
     html, page = built(*layers, tmp_path)
     found = rows(page)
-    assert ["minLSTM", "failed", "96.0 ± 2.8", "", ""] in found
-    assert ["minLSTM unnormalized", "not finished", "37.6 ± 2.0", "", ""] in found
-    assert ["minLSTM unnormalized", "refused", "85.7 ± 5.8", "", ""] in found
-    assert ["minLSTM unnormalized", "missing", "96.0 ± 2.8", "", ""] in found
+    assert ["minLSTM", "", "failed", "96.0 ± 2.8", "", ""] in found
+    assert ["minLSTM unnormalized", "", "not finished", "37.6 ± 2.0", "", ""] in found
+    assert ["minLSTM unnormalized", "", "refused", "85.7 ± 5.8", "", ""] in found
+    assert ["minLSTM unnormalized", "", "missing", "96.0 ± 2.8", "", ""] in found
     assert found[2][2] == "6 done, 4 failed, 1 refused, 1 not finished, 15 missing"
     assert r"- layers/minlstm-1-layer-2 failed: ValueError: \<b\>no \| room\</b\>" in page
     assert "layers/minlstm-1-layer-2 failed: ValueError: &lt;b&gt;no | room&lt;/b&gt;" in html
     assert re.search(
-        r"refused: reproduce: .*2-layers-0.json must be a cell with config.train.steps = 3000, got 1", html
+        r"refused: reproduce: .*2-layers-0.json must be a cell with config.train.steps = 2000, got 1", html
     )
 
 
@@ -104,10 +104,32 @@ def test_a_loss_is_the_best_and_an_accuracy_the_last(tmp_path):
     results.write(of(wanted, "Transformer")[0], record(held_out=1.6, best=1.5468, step=1050))
     results.write(of(wanted, "GRU", "minRNN's convention")[0], record(0.8))
     _, page = built(results, wanted, tmp_path, "paper")
-    assert ["minGRU", "1.539 at step 500", "1.548 at step 575", "−0.009", "1"] in rows(page)
-    assert ["Transformer", "1.547 at step 525", "1.547", "0.000", "1"] in rows(page)
-    assert ["GRU", "80.0", "", "", "1 of 3"] in rows(page)
-    assert "Lowest: minGRU (1.539); highest: Transformer (1.547)." in page
+    assert ["minGRU", "1,234,567", "1.539 at step 500", "1.548 at step 575", "−0.009", "1"] in rows(page)
+    assert ["Transformer", "1,234,567", "1.547 at step 525", "1.547", "0.000", "1"] in rows(page)
+    assert ["GRU", "1,234,567", "80.0", "", "", "1 of 3"] in rows(page)
+    assert "Lowest minGRU (1.539); highest Transformer (1.547)." in page
+
+
+def test_an_ablation_is_told_against_its_baseline(tmp_path):
+    results, wanted = Results(tmp_path), cells(["best"], "laptop")
+    for cell, loss in zip(of(wanted, "short cosine"), (1.50, 1.52, 1.54), strict=True):
+        results.write(cell, record(best=loss))
+    results.write(of(wanted, "RMSNorm")[0], record(best=1.521))
+    _, page = built(results, wanted, tmp_path)
+    assert ["short cosine", "1,234,567", "1.520 ± 0.020 at step 50", "", "", "0.000", "3"] in rows(page)
+    assert ["RMSNorm", "1,234,567", "1.521 at step 50", "", "", "+0.001", "1"] in rows(page)
+    assert ["GEGLU", "", "missing", "", "", "", ""] in rows(page)
+
+
+def test_systems_that_rounding_makes_equal_are_named_together(tmp_path):
+    results, wanted = Results(tmp_path), cells(["copying"], "laptop")
+    for system, accuracy in (("S4", 0.3), ("minGRU", 0.99999), ("minLSTM", 1.0)):
+        results.write(of(wanted, system, "minRNN's convention")[0], record(accuracy))
+    for system in ("minGRU", "minLSTM"):
+        results.write(of(wanted, system, "S4's convention")[0], record(0.75))
+    _, page = built(results, wanted, tmp_path)
+    assert "minRNN's convention: highest minGRU, minLSTM (100.0); lowest S4 (30.0)." in page
+    assert "S4's convention: all equal (75.0)." in page
 
 
 def test_no_difference_is_formed_to_scaled_accuracies(tmp_path):
@@ -115,8 +137,8 @@ def test_no_difference_is_formed_to_scaled_accuracies(tmp_path):
     for system in ("Mamba", "minLSTM"):
         results.write(of(wanted, system, "majority")[0], record(0.5))
     _, page = built(results, wanted, tmp_path)
-    assert ["Mamba", "50.0", "69.0 scaled", "", "1"] in rows(page)
-    assert ["minLSTM", "50.0", "93.0", "−43.0", "1"] in rows(page)
+    assert ["Mamba", "1,234,567", "50.0", "69.0 scaled", "", "1"] in rows(page)
+    assert ["minLSTM", "1,234,567", "50.0", "93.0", "−43.0", "1"] in rows(page)
     assert "scaled accuracies" in page
 
 
@@ -189,7 +211,7 @@ def test_names_are_text_whatever_they_hold(tmp_path):
     assert "script" not in Page(html).tags and "alert" in html
     assert not re.search(r"(?<!\\)<script", markdown) and "\n# x" not in markdown
     ElementTree.parse(tmp_path / "figures" / "layers.svg")
-    assert len({len(row) for row in rows(markdown)[2:]} | {4, 5}) == 2
+    assert len({len(row) for row in rows(markdown)[2:]} | {4, 6}) == 2
 
 
 def test_two_builds_are_the_same_bytes(layers, tmp_path):
@@ -230,7 +252,7 @@ def test_the_papers_numbers_belong_to_cells():
 
 
 def summary(median):
-    return {"median": median, "q1": median, "q3": median, "count": 3}
+    return {"median": median, "q1": 0.9 * median, "q3": 1.1 * median, "count": 15}
 
 
 @pytest.fixture
@@ -269,9 +291,14 @@ def test_times_stand_beside_the_papers(speed, tmp_path):
     Page(html)
     found = rows(markdown)
     assert "not measured" not in markdown
-    assert ["MinGRU, time in ms at batch 64, length 512", "100", "2.72", "+97.3"] in found
-    assert ["MinGRU, time in ms at batch 64, length 4096", "800", "3.25", "+797"] in found
-    assert ["MinGRU over GRU-loop, speed-up at batch 64, length 512", "25.2", "175", "−150"] in found
+    assert ["MinGRU, time in ms at batch 64, length 512", "100 (90–110, 15 rounds)", "2.72", "+97.3"] in found
+    assert ["MinGRU, time in ms at batch 64, length 4096", "800 (720–880, 15 rounds)", "3.25", "+797"] in found
+    assert [
+        "MinGRU over GRU-loop, speed-up at batch 64, length 512",
+        "25.2 (22.7–27.7, 15 rounds)",
+        "175",
+        "−150",
+    ] in found
     assert ["MinGRU over GRU-loop, speed-up at batch 64, length 4096", "missing", "1,324", ""] in found
     assert ["length", "512", "4,096"] in found and ["GRU-loop", "2,500", ""] in found
     assert ["MinGRU", "632", "5,057"] in found  # memory

@@ -10,17 +10,22 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import resources
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 
 import minrnn
+from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig
 from minrnn.reproduce import worker
-from minrnn.reproduce.cells import SCALES, Cell, Results
+from minrnn.reproduce.cells import SCALES, Cell, Results, whole
 from minrnn.reproduce.experiments import EXPERIMENTS, cells
 from minrnn.reproduce.runner import run
 from minrnn.reproduce.training import make_task, train
+from minrnn.tasks import TextConfig
+from minrnn.train import RunConfig, TrainConfig
 
 TRAIN = {"steps": 40, "lr": 1e-3, "warmup": 2, "eval_every": 20, "save_every": 5}
 
@@ -62,9 +67,6 @@ def test_every_cell_has_a_file_of_its_own_and_a_config_in_plain_values(scale):
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_training_cell_can_be_built(scale):
     """On the meta device, so that the paper's sizes cost nothing."""
-    from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig
-    from minrnn.train import TrainConfig
-
     for each in cells(EXPERIMENTS, scale):
         if each.config["measure"] == "training":
             config = BackboneConfig(**each.config["backbone"])
@@ -73,6 +75,19 @@ def test_every_training_cell_can_be_built(scale):
                 LanguageModel(LanguageModelConfig(16, config))
             if each.config["task"]["name"] != "text":
                 make_task(each.config["task"])
+
+
+def test_the_preset_is_the_best_recipe_at_the_papers_size():
+    preset = yaml.safe_load((resources.files("minrnn") / "configs" / "shakespeare-best.yaml").read_text())
+    (found,) = cells(["best"], "paper", ["shakespeare-best"])
+    config, task = RunConfig.from_dict(preset), found.config["task"]
+    assert task.pop("name") == "text" and config.task == TextConfig(**task)
+    assert whole(config.backbone) == found.config["backbone"]
+    assert config.train == TrainConfig(**found.config["train"])
+    with torch.device("meta"):
+        weights = LanguageModel(LanguageModelConfig(65, config.backbone)).parameters()
+    assert sum(each.numel() for each in weights) <= 6.3e6
+    assert config.train.steps <= 1500
 
 
 def test_names_that_do_not_exist_are_answered_with_those_that_do():
@@ -218,7 +233,7 @@ def test_ctrl_c_keeps_what_is_finished_and_goes_on_where_it_was(tmp_path, monkey
 import json
 from pathlib import Path
 from rich.console import Console
-from minrnn.reproduce.cells import SCALES, Cell, Results
+from minrnn.reproduce.cells import SCALES, Cell, Results, whole
 from minrnn.reproduce.runner import run
 wanted = [Cell(**each) for each in json.loads(Path({str(tmp_path / "cells.json")!r}).read_text())]
 try:

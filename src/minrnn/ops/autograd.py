@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 
-from minrnn._shapes import accumulate_dtype, laid_out_like
+from minrnn._shapes import laid_out_like
 from minrnn.ops import gates as gating
 from minrnn.ops.rules import Adjoint, Spec, backward, forward
 
@@ -107,10 +107,7 @@ def _scan_op(source, values, initial, reset, restart, lengths, gates, activation
 
 @_scan_op.register_fake
 def _(source, values, initial, reset, restart, lengths, gates, activation, reverse, backend):
-    like = source if values is None else values
-    hidden = like.shape[2] if values is not None else like.shape[2] // gating.width(gates)
-    last = like.new_empty((like.shape[0], hidden), dtype=accumulate_dtype(like.dtype))
-    return laid_out_like(like, hidden, like.dtype), last
+    return gating.results(source, values, gates)
 
 
 @torch.library.custom_op(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minrnn._shapes import Projection, Series
+from minrnn._shapes import Projection, Series, accumulate_dtype, laid_out_like
 
 ACTIVATIONS = ("g", "identity", "tanh")
 
@@ -17,6 +17,14 @@ ACTIVATIONS = ("g", "identity", "tanh")
 def width(gates: str) -> int:
     """How many blocks of H channels a projection has: 2 for minGRU, 3 for minLSTM."""
     return 2 if gates == "mingru" else 3
+
+
+def results(source: Tensor, values: Tensor | None, gates: str) -> tuple[Tensor, Tensor]:
+    """Memory for what a scan gives: h, laid out as the series that it comes from, and the last state."""
+    like = source if values is None else values
+    channels = like.shape[2] if values is not None else like.shape[2] // width(gates)
+    last = like.new_empty((like.shape[0], channels), dtype=accumulate_dtype(like.dtype))
+    return laid_out_like(like, channels, like.dtype), last
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

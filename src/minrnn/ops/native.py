@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import minrnn.ops
-from minrnn._shapes import accumulate_dtype, laid_out_like
-from minrnn.ops.gates import width
+from minrnn._shapes import laid_out_like
+from minrnn.ops.gates import results, width
 
 _LEVELS = ("baseline", "avx2", "avx512")
 # In the order of native/scan.h: enum type, enum activation, struct scan.
@@ -101,14 +101,10 @@ def forward(
     """(h, last) of a scan; `inputs` as in rules.py. `out` gives the memory to write to, for measurements."""
     source, values, initial, reset, restart, lengths = inputs
     dense = _dense(source, values)
-    like = dense[-1]
-    hidden = like.shape[2] if gates == "linear" else like.shape[2] // width(gates)
-    if out is None:
-        last = torch.empty((like.shape[0], hidden), dtype=accumulate_dtype(like.dtype))
-        out = laid_out_like(source if values is None else values, hidden, like.dtype), last
+    out = out or results(source, values, gates)
     initial, restart = _contiguous(initial), _contiguous(restart)
     context = (_series(reset), _state(initial), _state(restart), _state(lengths), _state(out[1]))
-    _run("forward", gates, activation, reverse, dense, hidden, _series(out[0]), *context, *[_NONE] * 7)
+    _run("forward", gates, activation, reverse, dense, out[0].shape[2], _series(out[0]), *context, *[_NONE] * 7)
     return out
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-from minrnn.reproduce.cells import Cell, Scale, Table
+from minrnn.reproduce.cells import Cell, Scale, Table, whole
 from minrnn.rl.systems import SYSTEMS, published, usual
+from minrnn.train import RunConfig
 
 ENVIRONMENTS = "HalfCheetah", "Hopper", "Walker2d"
 # Which of the two returns that Decision Transformers were asked for its table is of.
@@ -51,7 +52,15 @@ def rl(scale: Scale) -> Iterable[Cell]:
     if scale == "smoke":
         config |= {"rounds": 2, "compiled": False}
         tables = {mixer: {**table, "width": 8, "layers": 1} for mixer, table in tables.items()}
+    tables = {mixer: _run(table) for mixer, table in tables.items()}
     yield Cell("rl", "all", "time per action", 0, {**config, "tables": tables})
+
+
+def _run(table: dict[str, Any]) -> Table:
+    """A run's table with every default, without what is each cell's own."""
+    config = RunConfig.from_dict({"task": "offline", "data": "elsewhere", **table})
+    own = ("data", "sha256", "env", "seed")
+    return {name: value for name, value in (config.to_dict() | whole(config.backbone)).items() if name not in own}
 
 
 def _trained(
@@ -64,5 +73,6 @@ def _trained(
 ) -> Iterable[Cell]:
     for seed in seeds:
         for mixer, table in tables.items():
-            config = {"measure": "acting", "data": data, "table": {**table, "targets": targets}, "episodes": episodes}
+            whole_table = _run({**table, "targets": targets})
+            config = {"measure": "acting", "data": data, "table": whole_table, "episodes": episodes}
             yield Cell("rl", SYSTEMS[mixer].name, column, seed, config)

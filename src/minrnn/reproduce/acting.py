@@ -37,19 +37,21 @@ def act(cell: Cell, work: Path, data: str | None, console: Console) -> dict[str,
 
     Returns:
         What `fitted` does, with `outcomes`, one for each mode of acting and each target: as `scores` has them, and all
-        returns; `references`, the measured returns of other policies; `targets`, and `data`, the episodes in short. The
-        result has the first outcome's `mean`.
+        returns; `references`, the measured returns of other policies; and `data`, the episodes in short. The result has
+        the first outcome's `mean`.
     """
     wanted = cell.config["data"]
-    source = _collected(wanted["collect"], work.parents[1] / "episodes", console) if "collect" in wanted else None
-    source = source or _files(wanted["files"], data)
-    config = RunConfig.from_dict({"task": "offline", "data": source, **cell.config["table"], "seed": cell.seed})
+    if "collect" in wanted:
+        source, env = _collected(wanted["collect"], work.parents[1] / "episodes", console), wanted["collect"]["env"]
+    else:
+        source, env = _files(wanted["files"], data), wanted["env"]
+    config = RunConfig.from_dict({**cell.config["table"], "data": source, "seed": cell.seed})
     assert isinstance(config.task, OfflineConfig), "the table is of an offline task"
     task = OfflineTask(config.task)
     torch.manual_seed(cell.seed)
     model = task.make_model(config.backbone)
     record = fitted(cell, model, task, config.train, work, console)
-    begin, env, known = time.perf_counter(), wanted.get("env") or wanted["collect"]["env"], references(source)
+    begin, known = time.perf_counter(), references(source)
     outcomes = []
     for mode in MODES:
         for target in task.targets:
@@ -104,7 +106,7 @@ def latency_of_all(cell: Cell, console: Console) -> dict[str, Any]:
     for compiled in (False, True) if config["compiled"] else (False,):
         policies: dict[tuple[str, Mode], Policy] = {}
         for mixer, table in config["tables"].items():
-            run = RunConfig.from_dict({"task": "offline", "data": "none", **table})
+            run = RunConfig.from_dict({**table, "data": "none"})
             assert isinstance(run.task, OfflineConfig), "the table is of an offline task"
             sizes = config["observation_size"], config["action_size"]
             model = DecisionModel(run.task.model_config(*sizes, run.backbone))

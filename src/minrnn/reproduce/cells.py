@@ -16,7 +16,8 @@ from typing import Any, Literal, get_args
 from rich.console import Console
 
 import minrnn
-from minrnn.models import locked, replace_files
+from minrnn.mixers import mixer_config
+from minrnn.models import BackboneConfig, locked, replace_files
 
 Scale = Literal["smoke", "laptop", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
@@ -24,6 +25,11 @@ Table = dict[str, Any]  # plain values, of JSON
 
 FORMAT = 1  # of a cell's file
 DONE = "\x04"  # what a worker process says at the end of a cell
+
+
+def whole(backbone: BackboneConfig) -> Table:
+    """A backbone as plain values, with the defaults of its mixer, too: a default that changes is another config."""
+    return {**asdict(backbone), "mixer_options": asdict(mixer_config(backbone.mixer, backbone.mixer_options))}
 
 
 @dataclass(frozen=True)

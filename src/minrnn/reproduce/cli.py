@@ -39,7 +39,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--data",
         metavar="PATH",
-        help="for lm, Tiny Shakespeare (default: it is downloaded); for rl at scale paper, a directory of D4RL's files",
+        help="for lm and best, Tiny Shakespeare (default: it is downloaded); for rl at scale paper, a directory of "
+        "D4RL's files",
     )
     parser.add_argument("--jobs", type=int, default=1, help="cells at once, each in a process (default: 1)")
     parser.add_argument("--report", action="store_true", help="measure nothing, build the report from what is there")

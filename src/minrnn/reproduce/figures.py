@@ -30,7 +30,8 @@ FAMILIES = {
     "rwkv": ("#56B4E9", "h"),
     "xlstm": ("#E69F00", "*"),
 }
-OTHER = ("#999999", "<")
+# Of names that are no system's: one colour after the other.
+OTHERS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"
 # Dashes and filling of the markers: the first, second ... system of one family.
 VARIANTS: tuple[tuple[Any, Any], ...] = (
     ("-", "full"),
@@ -125,8 +126,10 @@ def _styles(systems: Iterable[str]) -> dict[str, dict[str, Any]]:
     styles = {}
     for system in systems:
         family = re.sub(r"[^a-z0-9].*", "", system.lower().removeprefix("nn."))
-        color, marker = FAMILIES.get(family, OTHER)
-        dashes, filling = VARIANTS[seen[family] % len(VARIANTS)]
+        family = family if family in FAMILIES else ""
+        color, marker = FAMILIES.get(family, (OTHERS[seen[family] % len(OTHERS)], "<"))
+        variant = seen[family] if family else seen[family] // len(OTHERS)
+        dashes, filling = VARIANTS[variant % len(VARIANTS)]
         styles[system] = {"color": color, "marker": marker, "linestyle": dashes, "fillstyle": filling}
         seen[family] += 1
     return styles

@@ -1,5 +1,6 @@
 """The parts of the report's page, and what a folder has of a cell."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -75,6 +76,26 @@ def look(results: Results, cell: Cell) -> Found:
     if record is None:
         return Found(cell, "not finished" if results.work(cell).is_dir() else "missing", {})
     return Found(cell, "failed", {}, record["error"]) if "error" in record else Found(cell, "done", record)
+
+
+def shown(value: float, deviation: float | None, digits: int) -> str:
+    """A number, with its deviation if there is one."""
+    return f"{value:,.{digits}f}" + ("" if deviation is None else f" ± {deviation:,.{digits}f}")
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """The standard deviation of a sample; None of one value."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def without(found: Sequence[Found]) -> str:
+    """What stands in place of a number of which no seed has been measured: the first state that one is in."""
+    return next(state for state in STATES if any(each.state == state for each in found))
+
+
+def counted(measured: int, found: Sequence[Found]) -> str:
+    """How many of the seeds have been measured."""
+    return str(measured) if measured == len(found) else f"{measured} of {len(found)}"
 
 
 def signed(value: float, digits: int) -> str:

@@ -5,19 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minrnn.reproduce.experiments import Experiment
-from minrnn.reproduce.page import STATES, Found, Table, Told
+from minrnn.reproduce.page import Found, Table, Told, counted, shown, spread, without
 from minrnn.reproduce.published import Key, Number
 
 _MEASURED = (
     "Undiscounted returns, a mean over episodes in the environment, after the last training step; D4RL's score has 0 "
-    "for "
-    "its random policy and 100 for its expert, the other one 0 for the random policy and 100 for the policy behind the "
-    "data, as measured here; windows are the published way to act, streaming carries a state on"
+    "for its random policy and 100 for its expert, the other one 0 for the random policy and 100 for the policy behind "
+    "the data, as measured here; windows are the published way to act, streaming carries a state on"
 )
 _HEAD = ("system", "return", "of the data", "D4RL's score", "paper", "behaviour = 100", "streaming", "seeds")
 _TIMES = ("system", "window", "streaming", "window, compiled", "streaming, compiled")
 _GROWTH = ("system", "window, late / early", "streaming, late / early")
-_FIRST = "Decision Transformer"
 
 
 def tell(name: str, experiment: Experiment, found: Sequence[Found], published: Mapping[Key, Number]) -> Told:
@@ -56,27 +54,22 @@ def _outcomes(records: Sequence[Mapping[str, Any]], mode: str, key: str) -> list
 
 
 def _row(found: Sequence[Found], number: Number | None) -> tuple[str, ...]:
-    records, paper = _done(found), ""
-    if number:
-        paper = f"{number.value:.1f}" + (f" ± {number.deviation:.1f}" if number.deviation is not None else "")
+    records, paper = _done(found), shown(number.value, number.deviation, 1) if number else ""
     if not records:
-        return next(state for state in STATES if any(each.state == state for each in found)), "", "", paper, "", "", ""
+        return without(found), "", "", paper, "", "", ""
     return (
-        _shown(_outcomes(records, "window", "mean"), 0),
+        _mean(_outcomes(records, "window", "mean"), 0),
         f"{records[0]['data']['mean']:,.0f}",
-        _shown(_outcomes(records, "window", "d4rl"), 1),
+        _mean(_outcomes(records, "window", "d4rl"), 1),
         paper,
-        _shown(_outcomes(records, "window", "measured"), 1),
-        _shown(_outcomes(records, "stream", "mean"), 0),
-        str(len(records)) if len(records) == len(found) else f"{len(records)} of {len(found)}",
+        _mean(_outcomes(records, "window", "measured"), 1),
+        _mean(_outcomes(records, "stream", "mean"), 0),
+        counted(len(records), found),
     )
 
 
-def _shown(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):,.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):,.{digits}f}{spread}"
+def _mean(values: Sequence[float], digits: int) -> str:
+    return shown(statistics.mean(values), spread(values), digits) if values else ""
 
 
 def _times(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -115,4 +108,4 @@ def _speed(points: Sequence[Mapping[str, Any]]) -> list[str]:
         for point in points
         if point["system"].startswith("Dmin") and point["mode"] == "stream" and not point["compiled"]
     ]
-    return [f"{_FIRST}'s time per action over that of streaming: {', '.join(ratios)}."] if ratios else []
+    return [f"Decision Transformer's time per action over that of streaming: {', '.join(ratios)}."] if ratios else []

@@ -1,13 +1,13 @@
 """What experiments that train tell: tables of accuracies or losses, and learning curves."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from minrnn.reproduce import figures
 from minrnn.reproduce.experiments import Experiment
-from minrnn.reproduce.page import STATES, Figure, Found, Table, Told, signed
+from minrnn.reproduce.page import Figure, Found, Table, Told, counted, shown, signed, spread, without
 from minrnn.reproduce.published import Key, Number
 
 
@@ -46,15 +46,17 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
     for each in found:
         places.setdefault((each.cell.system, each.cell.column), []).append(each)
     columns = dict.fromkeys(column for _, column in places)
-    tables = [
-        Table(
-            column,
-            ("system", "minrnn", "paper", "difference", "seeds"),
-            [(place[0], *entry(seeds, published.get(place), measure))
-             for place, seeds in places.items() if place[1] == column],
-        )
-        for column in columns
-    ]  # fmt: skip
+    base = experiment.baseline
+    head = ("system", "weights", "minrnn", "paper", "difference", *([f"against {base}"] if base else []), "seeds")
+    tables = []
+    for column in columns:
+        against = _mean(places.get((base, column), []), measure)
+        rows = [
+            _row(system, seeds, published.get((system, its)), measure, bool(base), against)
+            for (system, its), seeds in places.items()
+            if its == column
+        ]
+        tables.append(Table(column, head, rows))
     panels = [_curves(column, measure, places, published) for column in columns]
     drawn = []
     if any(panel.series for panel in panels):
@@ -63,38 +65,44 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
             caption += " Dashed and without markers: the paper's number"
             caption += ", with a large open marker at its step." if any(panel.points for panel in panels) else "."
         drawn = [Figure(name, caption, figures.draw(name, f"{experiment.title}: {measure.axis}", panels, "step"))]
-    means = {place: statistics.mean(values) for place, each in places.items() if (values := _values(each, measure))}
-    return Told(measure.words, _sentences(means, measure), tables, [], drawn, [])
+    told = [sentence for column in columns for sentence in _sentence(column, places, measure)]
+    return Told(measure.words, told, tables, [], drawn, [])
 
 
-def entry(found: Sequence[Found], number: Number | None, measure: Measure) -> tuple[str, str, str, str]:
-    """Of the seeds of one system: ours, the paper's number, the difference, and how many seeds there are."""
-    paper = _shown(number.value, number.deviation, number.step, measure.digits) if number else ""
+def _row(
+    system: str, found: Sequence[Found], number: Number | None, measure: Measure, compared: bool, against: float | None
+) -> tuple[str, ...]:
+    """Of the seeds of a system: weights, ours, the paper's number, the difference, that to the baseline, the count."""
+    paper = _at_step(number.value, number.deviation, number.step, measure.digits) if number else ""
     if number and number.scaled:
         paper += " scaled"
-    values = _values(found, measure)
-    if not values:
-        return next(state for state in STATES if any(each.state == state for each in found)), paper, "", ""
-    step = None
-    if measure.which == "best":
-        step = round(statistics.mean(each.record["best"]["step"] for each in found if each.state == "done"))
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    mean = statistics.mean(values)
+    mean, values = _mean(found, measure), _values(found, measure)
+    if mean is None:
+        return system, "", without(found), paper, "", *[""] * compared, ""
+    done = [each.record for each in found if each.state == "done"]
+    step = round(statistics.mean(each["best"]["step"] for each in done)) if measure.which == "best" else None
+    differences = [number.value if number and not number.scaled else None, *[against] * compared]
     return (
-        _shown(mean, deviation, step, measure.digits),
+        system,
+        f"{done[0]['parameters']:,}",
+        _at_step(mean, spread(values), step, measure.digits),
         paper,
-        signed(mean - number.value, measure.digits) if number and not number.scaled else "",
-        str(len(values)) if len(values) == len(found) else f"{len(values)} of {len(found)}",
+        *("" if other is None else signed(mean - other, measure.digits) for other in differences),
+        counted(len(values), found),
     )
+
+
+def _mean(found: Sequence[Found], measure: Measure) -> float | None:
+    values = _values(found, measure)
+    return statistics.mean(values) if values else None
 
 
 def _values(found: Sequence[Found], measure: Measure) -> list[float]:
     return [measure.of(each.record[measure.which]) for each in found if each.state == "done"]
 
 
-def _shown(value: float, deviation: float | None, step: int | None, digits: int) -> str:
-    spread = "" if deviation is None else f" ± {deviation:.{digits}f}"
-    return f"{value:.{digits}f}{spread}" + ("" if step is None else f" at step {step:,}")
+def _at_step(value: float, deviation: float | None, step: int | None, digits: int) -> str:
+    return shown(value, deviation, digits) + ("" if step is None else f" at step {step:,}")
 
 
 def _curves(
@@ -109,8 +117,11 @@ def _curves(
         for each in found
         if its == column and (lines := each.record.get("metrics"))
     ]
-    shown = {each.system for each in series}
-    numbers = {system: number for (system, its), number in published.items() if its == column and system in shown}
+    drawn = {each.system for each in series}
+    numbers = {
+        system: number for (system, its), number in published.items()
+        if its == column and system in drawn and not number.scaled
+    }  # fmt: skip
     return figures.Panel(
         column,
         measure.axis,
@@ -121,17 +132,16 @@ def _curves(
     )
 
 
-def _label(place: Key) -> str:
-    return ", ".join(filter(None, place))
-
-
-def _sentences(means: Mapping[Key, float], measure: Measure) -> list[str]:
-    """What the means say, the better end first."""
+def _sentence(column: str, places: Mapping[Key, Sequence[Found]], measure: Measure) -> Iterator[str]:
+    """Which systems of a column are first and which last; rounding may make several equal."""
+    means = {system: mean for (system, its), found in places.items()
+             if its == column and (mean := _mean(found, measure)) is not None}  # fmt: skip
     if len(means) < 2:
-        return []
-    sign = 1 if measure.key == "accuracy" else -1
-    best, worst = (choose(means, key=lambda place: sign * means[place]) for choose in (max, min))
-    first, last = ("Highest", "lowest") if sign > 0 else ("Lowest", "highest")
-    told = [f"{word}: {_label(place)} ({means[place]:.{measure.digits}f})" for word, place in
-            ((first, best), (last, worst))]  # fmt: skip
-    return ["; ".join(told) + "."]
+        return
+    ranks: dict[str, list[str]] = {}
+    for system, mean in sorted(means.items(), key=lambda each: each[1]):
+        ranks.setdefault(f"{mean:.{measure.digits}f}", []).append(system)
+    low, high = (f"{', '.join(ranks[value])} ({value})" for value in (next(iter(ranks)), next(reversed(ranks))))
+    ends = ("highest", high, "lowest", low) if measure.key == "accuracy" else ("lowest", low, "highest", high)
+    told = "all equal ({})".format(*ranks) if len(ranks) == 1 else "{} {}; {} {}".format(*ends)
+    yield f"{column}: {told}." if column else f"{told[0].upper()}{told[1:]}."

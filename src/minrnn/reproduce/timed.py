@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from minrnn.reproduce.cells import Cell, Scale, Table
+from minrnn.models import BackboneConfig
+from minrnn.reproduce.cells import Cell, Scale, Table, whole
 from minrnn.reproduce.trained import BARE, MINGRU, MINLSTM
 
 _TIMED = ["LSTM-loop", "GRU-loop", "nn.LSTM", "nn.GRU", "MinLSTM", "MinGRU", "mamba"]
@@ -39,15 +40,18 @@ def inference(scale: Scale) -> Iterable[Cell]:
     """Contexts of all batches and lengths."""
     shapes = [(batch, length) for batch in (8, 16, 32, 64) for length in (512, 1024, 2048)]
     shapes += [(8, length) for length in (4096, 8192, 16384, 32768, 65536)]
+    shapes += [(64, length) for length in (64, 128, 256, 4096, 8192, 16384)]
     backbone: Table = {"width": 384, "layers": 3, **BARE}
     config: Table = {"vocabulary": 65, "rounds": 50, "budget": 60.0, "device": "auto", "longest": {}}
     if scale == "laptop":
         backbone["width"] = 128
-        config |= {"budget": 2.0, "device": "cpu", "longest": {"attention": 16384}}
+        config |= {"budget": 2.0, "device": "cpu"}
     if scale == "smoke":
         shapes, backbone = [(2, 4), (2, 8), (3, 4)], {"width": 8, "layers": 1, **BARE}
         config |= {"rounds": 2, "device": "cpu", "longest": {"attention": 4}}
-    for batch, length in shapes:
-        settings = {"measure": "inference", "batch": batch, "length": length, **config}
-        settings |= {"backbone": backbone, "systems": _ROLES}
+    systems = {name: whole(BackboneConfig(**backbone, **own)) for name, own in _ROLES.items()}
+    for batch, length in sorted(shapes):
+        settings = {"measure": "inference", "batch": batch, "length": length, **config, "systems": systems}
+        if scale == "laptop":
+            settings["longest"] = {"attention": 16384 if batch == 8 else 4096}
         yield Cell("inference", f"batch {batch}", f"T = {length}", 0, settings)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from minrnn.reproduce import figures
 from minrnn.reproduce.experiments import Experiment
@@ -10,7 +10,16 @@ from minrnn.reproduce.page import Figure, Found, Table, Told
 from minrnn.reproduce.published import Key, Number
 
 Point = Mapping[str, Any]
-Lines = dict[str, dict[int, float]]  # by name, values at lengths
+
+
+class Value(NamedTuple):
+    """A number, or the median of a summary with how it came."""
+
+    median: float
+    spread: str = ""
+
+
+Lines = dict[str, dict[int, Value]]  # by name, values at lengths
 
 
 @dataclass(frozen=True)
@@ -22,14 +31,20 @@ class Quantity:
     key: str
     factor: float = 1.0
 
-    def of(self, point: Point) -> Iterator[tuple[str, float]]:
+    def of(self, point: Point) -> Iterator[tuple[str, Value]]:
         """The lines of a figure that the point is on, and where: "A", or "A over B"."""
         value = point[self.key]
         if isinstance(value, dict) and "median" not in value:
             for other, ratio in value.items():
-                yield f"{point['system']} over {other}", ratio["median"]
+                yield f"{point['system']} over {other}", self._value(ratio)
         elif value is not None:
-            yield point["system"], self.factor * (value["median"] if isinstance(value, dict) else value)
+            yield point["system"], self._value(value)
+
+    def _value(self, value: Any) -> Value:
+        if not isinstance(value, dict):
+            return Value(self.factor * value)
+        quartiles = "–".join(rounded(self.factor * value[each]) for each in ("q1", "q3"))
+        return Value(self.factor * value["median"], f" ({quartiles}, {value['count']} rounds)")
 
 
 QUANTITIES: dict[str, tuple[Quantity, ...]] = {
@@ -75,7 +90,7 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
             reasons.setdefault(f"{system}: {reason}", []).append(each.cell.config["length"])
     each = list(settings.items())
     return Told(
-        measured="Medians of rounds in which all systems take turns; speed-ups: of the ratios within a round",
+        measured="Medians (and quartiles) of rounds in which all systems take turns; speed-ups: of ratios in a round",
         sentences=[sentence for quantity in quantities for sentence in _sentence(quantity, settings)],
         tables=list(_compared(settings, published)),
         more=[_table(title, *lines) for title, setting in each for lines in setting.lines.items() if lines[1]],
@@ -114,12 +129,12 @@ def _compared(settings: Mapping[str, Setting], published: Mapping[Key, Number]) 
 _HEAD = ("system", "minrnn", "paper", "difference")
 
 
-def _row(key: Key, ours: float | None, number: Number) -> tuple[str, ...]:
+def _row(key: Key, ours: Value | None, number: Number) -> tuple[str, ...]:
     name, paper = ", ".join(key), f"{number.value:,g}"
     if ours is None:
         return name, "missing", paper, ""
-    gap = ours - number.value
-    return name, rounded(ours), paper, f"{'+' if gap > 0 else '−'}{rounded(abs(gap))}"
+    gap = ours.median - number.value
+    return name, rounded(ours.median) + ours.spread, paper, f"{'+' if gap > 0 else '−'}{rounded(abs(gap))}"
 
 
 def rounded(value: float) -> str:
@@ -130,7 +145,7 @@ def rounded(value: float) -> str:
 def _table(title: str, quantity: Quantity, lines: Lines) -> Table:
     lengths = sorted({length for values in lines.values() for length in values})
     rows = [
-        (line, *(rounded(values[length]) if length in values else "" for length in lengths))
+        (line, *(rounded(values[length].median) if length in values else "" for length in lengths))
         for line, values in lines.items()
     ]
     return Table(f"{title}: {quantity.title}", ("length", *(f"{length:,}" for length in lengths)), rows)
@@ -140,7 +155,8 @@ def _draw(name: str, title: str, setting: Setting, published: Mapping[Key, Numbe
     panels = []
     for quantity, lines in setting.lines.items():
         series = [
-            figures.Series(line, sorted(values), [values[x] for x in sorted(values)]) for line, values in lines.items()
+            figures.Series(line, sorted(values), [values[x].median for x in sorted(values)])
+            for line, values in lines.items()
         ]
         points = {
             line: [(x, published[key].value) for x in sorted(values)
@@ -157,7 +173,7 @@ def _draw(name: str, title: str, setting: Setting, published: Mapping[Key, Numbe
 def _sentence(quantity: Quantity, settings: Mapping[str, Setting]) -> Iterator[str]:
     """The ends of a speed-up, over all settings and lengths."""
     ratios = {
-        f"{line} {rounded(value)} ({title}, length {length:,})": value
+        f"{line} {rounded(value.median)} ({title}, length {length:,})": value.median
         for title, setting in settings.items()
         for line, values in setting.lines[quantity].items()
         for length, value in values.items()

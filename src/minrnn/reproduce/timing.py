@@ -50,8 +50,8 @@ def inference(cell: Cell, console: Console) -> dict[str, Any]:
     """Time how language models of equal width and layers read a context at once, and one token more after it.
 
     Args:
-        cell: its config has `batch`, `length` of the context, `vocabulary`, `backbone` that all share, `systems` with
-            what is each one's own, `longest`, `rounds`, `budget` and `device`.
+        cell: its config has `batch`, `length` of the context, `vocabulary`, `systems` with the backbone of each,
+            `longest`, `rounds`, `budget` and `device`.
         console: where progress is shown.
 
     Returns:
@@ -66,11 +66,11 @@ def inference(cell: Cell, console: Console) -> dict[str, Any]:
     left_out, models, states = _too_long(config), {}, {}
     clock = measure.clock(device)
     with torch.inference_mode():
-        for name, own in config["systems"].items():
+        for name, backbone in config["systems"].items():
             if name in left_out:
                 continue
-            backbone = BackboneConfig(**config["backbone"], **own)
-            model = LanguageModel(LanguageModelConfig(config["vocabulary"], backbone)).to(device).eval()
+            model_config = LanguageModelConfig(config["vocabulary"], BackboneConfig(**backbone))
+            model = LanguageModel(model_config).to(device).eval()
             try:  # the last token in a step of its own: it leaves a cache as later steps find it, in one piece
                 _, states[name] = model(context[:, -1:], model(context[:, :-1])[1])
             except RuntimeError as error:  # such as one that says that memory does not suffice

@@ -1,16 +1,44 @@
 """The cells of the experiments that train models: tasks, models and training at each scale."""
 
-from collections.abc import Iterable, Mapping
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
-from minrnn.reproduce.cells import Cell, Scale, Table
+from minrnn.models import BackboneConfig
+from minrnn.reproduce.cells import Cell, Scale, Table, whole
+from minrnn.tasks import FormalLanguage, ListOps, SelectiveCopying, TextConfig
 from minrnn.tasks.formal import LANGUAGES
+from minrnn.train import TrainConfig
 
+# Of the scales: the paper's, and the one that is fastest on CPUs.
+_NORM: dict[Scale, Table] = {"smoke": {}, "laptop": {}, "paper": {"norm": "rms"}}
 BARE = {"conv": 0, "mlp": 0.0, "dropout": 0.0}  # nothing but the mixer in a block
 MINGRU: Table = {"mixer": "mingru"}
 MINLSTM: Table = {"mixer": "minlstm"}
 # The released code's default, beside the normalised gates of the paper's text; its forget bias is 3.
 UNNORMALIZED: Table = {"mixer": "minlstm", "mixer_options": {"normalize": False, "forget_bias": 3.0}}
+
+
+TASKS: dict[str, Callable[..., Any]] = {
+    "copying": SelectiveCopying,
+    "formal": FormalLanguage,
+    "listops": ListOps,
+    "text": TextConfig,
+}
+
+
+def _cell(experiment: str, system: str, column: str, seed: int, task: Table, backbone: Table, train: Table) -> Cell:
+    """A cell whose config holds every default: one that changes is another config."""
+    arguments = inspect.signature(TASKS[task["name"]]).parameters.values()
+    config = {
+        "measure": "training",
+        "task": {**{each.name: each.default for each in arguments if each.default is not each.empty}, **task},
+        "backbone": whole(BackboneConfig(**backbone)),
+        "train": {name: value for name, value in asdict(TrainConfig(**train)).items() if name != "seed"},
+    }
+    return Cell(experiment, system, column, seed, json.loads(json.dumps(config)))  # lists for tuples
 
 
 def _training(
@@ -19,14 +47,21 @@ def _training(
     """The second seed of a system after the first of all others: a table that fills evenly."""
     for seed in range(seeds):
         for system, backbone in systems.items():
-            config = {"measure": "training", "task": task, "backbone": backbone, "train": train}
-            yield Cell(experiment, system, column, seed, config)
+            yield _cell(experiment, system, column, seed, task, backbone, train)
 
 
-def _expanded(backbone: Table, expansion: float, **more: Any) -> Table:
-    """The backbone with its mixer `expansion` times as wide as the model."""
-    options = {**backbone.get("mixer_options", {}), "expansion": expansion}
-    return {**backbone, "mixer_options": options, **more}
+def _with(backbone: Table, **options: Any) -> Table:
+    """The backbone with more options of its mixer."""
+    return {**backbone, "mixer_options": {**backbone.get("mixer_options", {}), **options}}
+
+
+def _minimal(scale: Scale, **options: Any) -> dict[str, Table]:
+    """The minimal RNNs; at the paper's scale from a learned state, as the released code, and minLSTM in both forms."""
+    systems = {"minLSTM": MINLSTM, "minGRU": MINGRU}
+    if scale == "paper":
+        systems["minLSTM unnormalized"] = UNNORMALIZED
+        options["learn_initial_state"] = True
+    return {name: _with(backbone, **options) for name, backbone in systems.items()}
 
 
 # Selective copying. The learning rate of the shorter scales is what a 64-position task was seen to be learned with.
@@ -54,10 +89,11 @@ _EXPANSION: dict[Scale, float] = {"smoke": 2.0, "laptop": 6.0, "paper": 6.0}
 def layers(scale: Scale) -> Iterable[Cell]:
     """Selective copying by one, two and three layers of the minimal RNNs."""
     task, train, width = _COPYING[scale]
-    kinds = {"minLSTM": MINLSTM, "minGRU": MINGRU, "minLSTM unnormalized": UNNORMALIZED}
+    kinds = _minimal(scale, expansion=_EXPANSION[scale])
+    kinds |= {"minLSTM unnormalized": _with(UNNORMALIZED, **kinds["minLSTM"]["mixer_options"])}
     for layers in (1, 2, 3):
-        shape = {"width": width, "layers": layers, **BARE}
-        systems = {name: {**shape, **_expanded(backbone, _EXPANSION[scale])} for name, backbone in kinds.items()}
+        shape = {"width": width, "layers": layers, **BARE, **_NORM[scale]}
+        systems = {name: {**shape, **backbone} for name, backbone in kinds.items()}
         column = f"{layers} layer{'s' * (layers > 1)}"
         yield from _training(
             "layers", 1 if scale == "smoke" else 3, {"name": "copying", **task}, train, systems, column
@@ -68,8 +104,9 @@ def copying(scale: Scale) -> Iterable[Cell]:
     """Selective copying by every system of the comparison."""
     task, train, width = _COPYING[scale]
     longest = {"inner": "hyena", "inner_options": {"max_length": task["length"] + task["tokens"]}}
-    small: Table = {"width": width, "layers": 2, **BARE}  # as in Mamba's own comparison
-    wide: Table = {"width": width, "layers": 3, **BARE}
+    small: Table = {"width": width, "layers": 2, **BARE, **_NORM[scale]}  # as in Mamba's own comparison
+    wide: Table = {"width": width, "layers": 3, **BARE, **_NORM[scale]}
+    minimal = {name: {**wide, **each} for name, each in _minimal(scale, expansion=_EXPANSION[scale]).items()}
     systems = {
         "S4": {**small, "mixer": "s4"},
         "S4 with S6": {**small, "mixer": "s6"},
@@ -79,21 +116,21 @@ def copying(scale: Scale) -> Iterable[Cell]:
         "Mamba with Hyena": {**small, "mixer": "mamba", "mixer_options": longest},
         "Mamba with S4": {**small, "mixer": "mamba", "mixer_options": {"inner": "s4"}},
         "Mamba with S6": {**small, "mixer": "mamba"},
-        "minGRU": {**wide, **_expanded(MINGRU, _EXPANSION[scale])},
-        "minLSTM": {**wide, **_expanded(MINLSTM, _EXPANSION[scale])},
-        "GRU": {**wide, "mixer": "gru"},
-        "LSTM": {**wide, "mixer": "lstm"},
+        **minimal,
+        # As wide as gives them about as many weights as the minimal RNNs.
+        "GRU": {**wide, "mixer": "gru", "mixer_options": {"expansion": 2.0}},
+        "LSTM": {**wide, "mixer": "lstm", "mixer_options": {"expansion": 2.0}},
     }
     seeds = {"smoke": 1, "laptop": 2, "paper": 3}[scale]
     yield from _training("copying", seeds, {"name": "copying", **task}, train, systems, "minRNN's convention")
     # Two conventions are published, and systems that are set against each other were trained by one each.
-    both = {name: systems[name] for name in ("Mamba with S6", "minGRU", "minLSTM")}
+    both = {"Mamba with S6": systems["Mamba with S6"], **minimal}
     other = {"name": "copying", **task, "convention": "s4"}
     yield from _training("copying", seeds, other, train, both, "S4's convention")
 
 
-def lm(scale: Scale) -> Iterable[Cell]:
-    """Shakespeare's plays by characters."""
+def _shakespeare(scale: Scale) -> tuple[Table, Table, Table]:
+    """Task, model and training of every system that learns Shakespeare's plays by characters."""
     task: Table = {"name": "text", "data": "shakespeare", "length": 256, "batch_size": 64}
     shape: Table = {"width": 384, "layers": 3, "dropout": 0.2}
     # One learning rate for all, warm-up and cosine as in nanoGPT's recipe for characters, which the paper builds on.
@@ -101,17 +138,25 @@ def lm(scale: Scale) -> Iterable[Cell]:
         "steps": 5000, "lr": 1e-3, "warmup": 100, "beta2": 0.99, "weight_decay": 0.1, "clip": 0.25, "eval_every": 25,
         "save_every": 25, "patience": 500, "keep": "best", "precision": "bf16-mixed",
     }  # fmt: skip
-    if scale == "laptop":
-        task, shape = {**task, "batch_size": 16}, {"width": 128, "layers": 3, "dropout": 0.2}
-        train = {**train, "steps": 2000, "lr": 3e-3, "eval_every": 100, "save_every": 100}
     if scale == "smoke":
         task = {**task, "data": "pydoc", "length": 16, "batch_size": 2}  # which needs no network
         shape = {"width": 12, "layers": 1, "dropout": 0.2}
         train = {**train, "steps": 4, "warmup": 1, "eval_every": 2}
-    around: Table = {"conv": 4, "mlp": 4.0, "mlp_kind": "gelu"}
+    return task, shape, train
+
+
+_AROUND: Table = {"conv": 4, "mlp": 4.0, "mlp_kind": "gelu"}
+
+
+def lm(scale: Scale) -> Iterable[Cell]:
+    """Shakespeare's plays by characters."""
+    task, shape, train = _shakespeare(scale)
+    if scale == "laptop":
+        task, shape = {**task, "batch_size": 16}, {**shape, "width": 128}
+        train = {**train, "steps": 2000, "lr": 3e-3, "eval_every": 100, "save_every": 100}
     systems = {
-        "minGRU": {**shape, **around, **_expanded(MINGRU, 2.0)},
-        "minLSTM": {**shape, **around, **_expanded(MINLSTM, 2.0)},
+        "minGRU": {**shape, **_AROUND, **_with(MINGRU, expansion=2.0)},
+        "minLSTM": {**shape, **_AROUND, **_with(MINLSTM, expansion=2.0)},
         "Mamba": {**shape, "mixer": "mamba"},
         "Transformer": {
             **shape,
@@ -120,6 +165,41 @@ def lm(scale: Scale) -> Iterable[Cell]:
         },
     }
     return _training("lm", 1, task, train, systems)
+
+
+# Each is made alone, to the short cosine: of the model, and of its training.
+_CHANGES: dict[str, tuple[Table, Table]] = {
+    "twice the learning rate": ({}, {"lr": 2e-3}),
+    "dropout 0.4": ({"dropout": 0.4}, {}),
+    "weight decay 1": ({}, {"weight_decay": 1.0}),
+    "beta2 0.95": ({}, {"beta2": 0.95}),
+    "gradient norm 1": ({}, {"clip": 1.0}),
+    "GEGLU": ({"mlp": 7 / 3, "mlp_kind": "geglu"}, {}),  # all MLPs and convolutions here have as many weights together
+    "wider MLP, no convolution": ({"mlp": 4.0, "conv": 0}, {}),
+    "RMSNorm": ({"norm": "rms"}, {}),
+    "forget bias 1": ({"mixer_options": {"expansion": 2.0, "forget_bias": 1.0}}, {}),
+}
+_HELPED = ("twice the learning rate", "dropout 0.4")
+
+
+def best(scale: Scale) -> Iterable[Cell]:
+    """minGRU on Shakespeare's plays by other recipes; the last is the preset shakespeare-best, at the scale's size."""
+    task, shape, train = _shakespeare(scale)
+    if scale == "laptop":
+        task, shape = {**task, "batch_size": 32}, {**shape, "width": 192}
+        train = {**train, "eval_every": 100, "save_every": 100}
+    plain = {**shape, **_AROUND, **_with(MINGRU, expansion=2.0), "mlp": 3.5}
+    short = {**train, "steps": {"smoke": 3, "laptop": 800, "paper": 1000}[scale]}
+    recipes = {"nanoGPT's recipe": (plain, train), "short cosine": (plain, short)}
+    recipes |= {name: ({**plain, **model}, {**short, **training}) for name, (model, training) in _CHANGES.items()}
+    model, training = plain, short
+    for name in _HELPED:
+        model, training = {**model, **_CHANGES[name][0]}, {**training, **_CHANGES[name][1]}
+    recipes["shakespeare-best"] = model, training
+    for seed in range(3 if scale == "laptop" else 1):
+        for system, (model, training) in recipes.items():
+            if seed == 0 or system in ("short cosine", "shakespeare-best"):  # how much chance does
+                yield _cell("best", system, "", seed, task, model, training)
 
 
 _SHORT = {"smoke": {"trained": [1, 6], "examined": [6, 9]}, "laptop": {}, "paper": {}}
@@ -143,8 +223,7 @@ def formal(scale: Scale) -> Iterable[Cell]:
         "Mamba": {"mixer": "mamba"},
         "RWKV-4": {"mixer": "rwkv4"},
         "xLSTM": {"mixer": "mlstm"},
-        "minLSTM": {**MINLSTM, **around},
-        "minGRU": {**MINGRU, **around},
+        **{name: {**backbone, **around, **_NORM[scale]} for name, backbone in _minimal(scale).items()},
     }
     systems = {name: {**shape, **backbone} for name, backbone in systems.items()}
     for language in LANGUAGES:
@@ -156,8 +235,8 @@ def listops(scale: Scale) -> Iterable[Cell]:
     """ListOps with and without convolution and MLP."""
     shape: Table = {"width": 128, "layers": 8, "dropout": 0.0}
     task: Table = {"name": "listops", "batch_size": 32, "examination": 60}
-    train: Table = {"steps": 250_000, "lr": 1e-3, "warmup": 25_000, "weight_decay": 0.05, "eval_every": 5000,
-                    "save_every": 1000}  # fmt: skip
+    train: Table = {"steps": 250_000, "lr": 1e-3, "warmup": 25_000, "weight_decay": 0.05, "beta2": 0.999,
+                    "eval_every": 5000, "save_every": 1000}  # fmt: skip
     if scale == "laptop":
         shape = {"width": 64, "layers": 3, "dropout": 0.0}
         task = {**task, "length": 120, "shortest": 20, "depth": 4, "arguments": 5, "batch_size": 64, "examination": 20}
@@ -167,6 +246,6 @@ def listops(scale: Scale) -> Iterable[Cell]:
         task = {**task, "length": 30, "shortest": 5, "depth": 2, "arguments": 4, "batch_size": 4, "examination": 1}
         train = {"steps": 2, "warmup": 1, "eval_every": 2}
     for column, (conv, mlp) in {"plain": (0, 0.0), "conv": (4, 0.0), "MLP": (0, 4.0), "conv + MLP": (4, 4.0)}.items():
-        around = {"conv": conv, "mlp": mlp, "mlp_kind": "gelu"}
-        systems = {name: {**shape, **kind, **around} for name, kind in (("minLSTM", MINLSTM), ("minGRU", MINGRU))}
+        around = {"conv": conv, "mlp": mlp, "mlp_kind": "gelu", **_NORM[scale]}
+        systems = {name: {**shape, **kind, **around} for name, kind in _minimal(scale).items()}
         yield from _training("listops", 3 if scale == "paper" else 1, task, train, systems, column)

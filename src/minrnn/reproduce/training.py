@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,11 @@ from rich.console import Console
 import minrnn
 from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, SequenceModel, replace_files
 from minrnn.reproduce.cells import Cell
-from minrnn.tasks import FormalLanguage, ListOps, SelectiveCopying, Task, TextConfig, TextTask
+from minrnn.reproduce.trained import TASKS
+from minrnn.tasks import Task, TextConfig, TextTask
 from minrnn.tasks.corpus import DOWNLOADS
 from minrnn.train import TrainConfig
 from minrnn.train.fit import fit
-
-TASKS: dict[str, Callable[..., Any]] = {
-    "copying": SelectiveCopying,
-    "formal": FormalLanguage,
-    "listops": ListOps,
-    "text": lambda **settings: TextTask(TextConfig(**settings)),
-}
 
 
 def make_task(config: dict[str, Any], data: str | None = None) -> Any:
@@ -30,7 +23,8 @@ def make_task(config: dict[str, Any], data: str | None = None) -> Any:
     settings = {name: value for name, value in config.items() if name != "name"}
     if data and config.get("data") in DOWNLOADS:
         settings |= {"data": data, "sha256": DOWNLOADS[config["data"]].sha256}
-    return TASKS[config["name"]](**settings)
+    task = TASKS[config["name"]](**settings)
+    return TextTask(task) if isinstance(task, TextConfig) else task
 
 
 def train(cell: Cell, work: Path, data: str | None, console: Console) -> dict[str, Any]:
@@ -45,7 +39,7 @@ def train(cell: Cell, work: Path, data: str | None, console: Console) -> dict[st
     task = make_task(cell.config["task"], data)
     torch.manual_seed(cell.seed)
     model = LanguageModel(LanguageModelConfig(task.vocabulary, BackboneConfig(**cell.config["backbone"])))
-    return fitted(cell, model, task, TrainConfig(seed=cell.seed, **cell.config["train"]), work, console)
+    return fitted(cell, model, task, TrainConfig(**cell.config["train"], seed=cell.seed), work, console)
 
 
 def fitted(

@@ -63,6 +63,8 @@ class SelectiveCopying(AnswerTask):
         blank, cue = (self.size - 1, 0) if self.convention == "minrnn" else (0, self.size - 1)
         data = rng.integers(1, self.size - 1, (self.batch_size, self.tokens))
         drawn = rng.random((self.batch_size, self.places), dtype=np.float32)
+        # Multiples of 2^-24, so that two may be equal: then the earlier counts as less, whatever the processor does.
+        drawn = drawn + np.arange(self.places) * 2.0**-52
         where = np.sort(np.argpartition(drawn, self.tokens - 1, axis=1)[:, : self.tokens], axis=1)
         series = np.full((self.batch_size, self.places + self.tokens), blank)
         np.put_along_axis(series, where, data, axis=1)

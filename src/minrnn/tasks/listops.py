@@ -12,6 +12,7 @@ OPERATIONS = ("MIN", "MAX", "MED", "SM")
 # 0 ... 9 are digits.
 OPEN, CLOSE, PAD = 10, 10 + len(OPERATIONS), 11 + len(OPERATIONS)  # OPEN + i opens operation i
 NESTED = 0.25  # the probability that an argument is a list, above the greatest depth
+TRIES = 10_000  # at a question of an allowed length
 
 
 def value(operation: int, arguments: list[int]) -> int:
@@ -57,9 +58,8 @@ class ListOps(AnswerTask):
                 raise ValueError(f"ListOps: {name} must be at least {least}, got {got}")
         if length < shortest + arguments:
             raise ValueError(f"ListOps: length must be at least shortest + arguments, got {length}")
-        if _longest(depth, arguments) < shortest + arguments:
-            raise ValueError(f"ListOps: depth and arguments must allow {shortest} tokens, got {depth} and {arguments}")
         self.length, self.shortest, self.depth, self.arguments = length, shortest, depth, arguments
+        self._question(np.random.default_rng(0))  # or there are none
 
     @property
     def vocabulary(self) -> int:
@@ -79,11 +79,15 @@ class ListOps(AnswerTask):
 
     def _question(self, rng: np.random.Generator) -> tuple[list[int], int]:
         """One question of an allowed length, and its value."""
-        while True:
+        for _ in range(TRIES):
             tokens: list[int] = []
             answer = self._list(rng, 1, tokens)
             if self.shortest <= len(tokens) <= self.length:
                 return tokens, answer
+        raise ValueError(
+            f"ListOps: depth and arguments must make questions of {self.shortest} to {self.length} tokens likely, got "
+            f"{self.depth} and {self.arguments}"
+        )
 
     def _list(self, rng: np.random.Generator, depth: int, tokens: list[int]) -> int:
         operation, count = rng.integers(len(OPERATIONS)), rng.integers(2, self.arguments + 1)
@@ -97,8 +101,3 @@ class ListOps(AnswerTask):
                 arguments.append(digit)
         tokens.append(CLOSE)
         return value(int(operation), arguments)
-
-
-def _longest(depth: int, arguments: int) -> int:
-    """Tokens of the longest question there can be."""
-    return 3 if depth == 0 else 2 + arguments * (1 if depth == 1 else _longest(depth - 1, arguments))

@@ -1,5 +1,6 @@
 """What the user sees while a run goes on: a live bar on a terminal, a line now and then anywhere else."""
 
+import math
 import time
 from typing import Any
 
@@ -23,7 +24,7 @@ def say(console: Console, line: str) -> None:
 
 
 class Bar(L.Callback):
-    """Step, loss, held-out loss, tokens per second and time left. Called after the `Journal`."""
+    """Step, loss, held-out loss, positions of sequences per second and time left. Called after the `Journal`."""
 
     def __init__(self, console: Console, journal: Journal, every_seconds: float = 15.0) -> None:
         self.console, self.journal = console, journal
@@ -44,12 +45,12 @@ class Bar(L.Callback):
             return
         self._told = now
         pace = (now - self._started) / (step - self._first)
-        rate = tree_leaves(batch)[0].numel() * trainer.world_size / pace
+        rate = math.prod(tree_leaves(batch)[0].shape[:2]) * trainer.world_size / pace
         left = round(pace * (trainer.max_steps - step))
         held_out = self.journal.held_out
         status = f"loss {self.journal.loss:.3f}"
         status += "" if held_out is None else f" · held out {held_out:.3f}"
-        status += f" · {rate / 1000:,.1f}k tokens/s · {left // 60}:{left % 60:02d} left"
+        status += f" · {rate / 1000:,.1f}k positions/s · {left // 60}:{left % 60:02d} left"
         if self.console.is_terminal:
             self.bar.update(self._line, completed=step, status=status)
         else:

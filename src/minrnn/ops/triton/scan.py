@@ -7,7 +7,7 @@ from torch import Tensor
 
 from minrnn._shapes import accumulate_dtype, laid_out_like
 from minrnn.ops import native
-from minrnn.ops.gates import width
+from minrnn.ops.gates import results, width
 from minrnn.ops.triton import launch, multiprocessors
 from minrnn.ops.triton.recurrence import backward_kernel, carry_kernel, forward_kernel, sum_kernel
 
@@ -85,15 +85,10 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """(h, last) of a scan; `inputs` as in rules.py. `out` gives the memory to write to, for measurements."""
     source, values, initial, *_ = inputs
-    dense = native._dense(source, values)
-    like = dense[-1]
-    channels = like.shape[2] if gates == "linear" else like.shape[2] // width(gates)
-    if out is None:
-        last = like.new_empty((like.shape[0], channels), dtype=accumulate_dtype(like.dtype))
-        out = laid_out_like(source if values is None else values, channels, like.dtype), last
+    dense, out = native._dense(source, values), out or results(source, values, gates)
     series = {"x0": _numbers(dense[0]), "x1": _numbers(dense[-1]), "hidden": _numbers(out[0])}
     last = _numbers(out[1])
-    walk = _Walk.plan(like.shape[1], last, series["x0"], 64, _blocks(gates))
+    walk = _Walk.plan(dense[-1].shape[1], last, series["x0"], 64, _blocks(gates))
     walk.run(
         forward_kernel, _state(initial), last, _given(inputs) & ~_INITIAL, flip=int(reverse),
         **_common(inputs, gates, activation, last), **_series(series, last.shape[1]),
