@@ -94,13 +94,11 @@ _LM = (
     "an MLP of 4 widths with GELU, as in nanoGPT; systems of one width differ in weights, as the table shows",
 )
 _RECIPES = (
-    "an MLP of 3.5 widths: 6.3 M weights at width 384, as many as the paper's minGRU is told to have",
-    "beside nanoGPT's recipe a cosine that ends before the model has learned its data by heart; to that, one change "
-    "at a "
-    "time; and the preset shakespeare-best, which has those that helped",
+    "an MLP of 3.5 widths: 6.3 M weights at width 384",
+    "beside nanoGPT's recipe a cosine that ends before the model has learned its data by heart; to that, one change at "
+    "a time; and the preset shakespeare-best, which has those that helped",
     "recipes and the step are chosen by the loss on the same held-out text that is reported, which flatters it; no "
-    "other "
-    "system has been tuned so",
+    "other system has been tuned so",
 )
 _FORMAL = (
     "one learning rate for all systems and languages, gradients clipped to a norm of 1; xLSTM as mLSTM blocks alone, "
@@ -109,10 +107,11 @@ _FORMAL = (
 )
 _ACTING = (
     "5 % of the episodes are held out, for the curve of the loss; windows at the ends of episodes are padded after "
-    "them "
-    "and masked, none is padded when acting",
+    "them and masked, none is padded when acting",
     "Gymnasium's environments of version 5 for version 3",
     "the last training step is examined, at one target return",
+    "Decision S4 learns and acts in windows of 20 steps, as all others, where its authors have it read whole episodes "
+    "and carry its state on when it acts (here: streaming)",
 )
 _LISTOPS = (
     "lists are generated, not read from the published files",
@@ -248,8 +247,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "smoke": _SMOKE,
             "laptop": (
                 "our own data, of policies trained by PPO to about a third of D4RL's expert score (medium) and of "
-                "their "
-                "snapshots on the way (medium-replay); no medium-expert, which would need an expert",
+                "their snapshots on the way (medium-replay); no medium-expert, which would need an expert",
                 "2,000 steps at 1e-3 with a cosine, width 128, for 100,000 at 1e-3 or 1e-4 and width 128 or 256; "
                 "2 seeds on Hopper and 1 elsewhere for 5; 10 episodes for 100; the highest return of the data is asked "
                 "for: what two cores can do in hours",

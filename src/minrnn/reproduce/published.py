@@ -156,11 +156,9 @@ NOTES: dict[str, tuple[str, ...]] = {
     "listops": ("minGRU is not in the paper's tables.",),
     "rl": (
         "D4RL's data come from MuJoCo environments of version 2, and the paper acts in version 3; Gymnasium's version "
-        "5 "
-        "gives other returns for the same policy.",
+        "5 gives other returns for the same policy.",
         "Which of several target returns the paper reports, and after how many steps, is not known. It took all rows "
-        "but "
-        "minGRU and minLSTM from other papers.",
+        "but minGRU and minLSTM from other papers.",
     ),
 }
 
