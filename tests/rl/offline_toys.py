@@ -11,7 +11,7 @@ from minrnn.rl import DecisionConfig, DecisionModel, Episodes, Scales
 from minrnn.rl.systems import usual
 
 SIZE, ACTIONS = 4, 2
-TOY = "minrnn-tests/Toy-v0"
+TOY, ENDLESS = "minrnn-tests/Toy-v0", "minrnn-tests/Endless-v0"
 
 
 class Toy(gymnasium.Env):
@@ -36,6 +36,7 @@ class Toy(gymnasium.Env):
 
 if TOY not in gymnasium.registry:
     gymnasium.register(TOY, Toy, max_episode_steps=30)
+    gymnasium.register(ENDLESS, Toy)  # for all that anyone can tell
 
 
 def make_episodes(lengths=(7, 1, 30, 12, 3, 25, 9, 18), seed=0, noise=0.0):

@@ -10,9 +10,9 @@ import safetensors.numpy
 import torch
 
 from conftest import assert_close
-from minrnn.rl import ppo
+from minrnn.rl import digests, ppo
 from minrnn.rl.behaviour import GRID, LARGEST, Behaviour, Digest, load_behaviour, roll
-from minrnn.rl.collect import DIGESTS, SHIPPED, STEPS, CollectConfig
+from minrnn.rl.collect import SHIPPED, STEPS, CollectConfig
 from minrnn.rl.environments import make_env
 
 
@@ -186,7 +186,7 @@ SETS = [folder for folder in sorted(SHIPPED.iterdir()) if folder.is_dir()] if SH
 def test_the_policies_that_come_with_minrnn_are_whole_and_small(folder):
     found = ppo.snapshots(folder)
     files = {path.name for path in folder.iterdir()}
-    assert files == {path.name for path, _ in found} | {ppo.INDEX, DIGESTS}
+    assert files == {path.name for path, _ in found} | {ppo.INDEX, digests.FILE}
     assert 2 <= len(found) <= ppo.KEPT
     assert all(path.stat().st_size <= LARGEST for path, _ in found)
     steps = [each.facts["steps"] for _, each in found]
@@ -196,7 +196,7 @@ def test_the_policies_that_come_with_minrnn_are_whole_and_small(folder):
             assert each.facts["env"] == folder.name
             assert (len(each.mean), len(each.log_std)) == (env.observation_space.shape[0], env.action_space.shape[0])
     assert found[-1][1].facts["return"] >= ppo.wanted_return(folder.name)
-    known = json.loads((folder / DIGESTS).read_bytes())
+    known = json.loads((folder / digests.FILE).read_bytes())
     for quality in STEPS:
         config = CollectConfig(folder.name, quality)
         assert f"{quality}, {config.steps} steps, seed 0" in known

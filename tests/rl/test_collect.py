@@ -1,24 +1,31 @@
 """Collecting: the same data however it is rolled and whenever it was killed, read by Minari itself."""
 
+import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
+import gymnasium
 import minari
 import numpy as np
 import pytest
 from minari.data_collector import EpisodeBuffer
+from offline_toys import ENDLESS
 from rich.console import Console
 
 from minrnn import cli
-from minrnn.rl import load_episodes, ppo, rolling
+from minrnn.models import locked
+from minrnn.rl import digests, load_episodes, ppo, rolling
 from minrnn.rl.behaviour import Behaviour, Digest, Rolled
-from minrnn.rl.collect import DIGESTS, SHIPPED, STEPS, CollectConfig, collect, named_env, provenance, references
+from minrnn.rl.collect import SHIPPED, STEPS, CollectConfig, collect, named_env, provenance, references
 from minrnn.rl.environments import make_env
 
 ENV = "Hopper-v5"
@@ -77,7 +84,7 @@ def test_the_provenance_names_what_the_data_is_made_of(tmp_path, behaviours):
     out = tmp_path / "set"
     config = CollectConfig(ENV, "medium-replay", 100, 4)
     record = collect(config, out=out, behaviours=behaviours, console=QUIET)
-    assert provenance(out) == {name: each for name, each in record.items() if name != "digest"}
+    assert provenance(out) == record
     assert (record["env"], record["quality"], record["steps"], record["seed"]) == (ENV, "medium-replay", 100, 4)
     assert [each["file"] for each in record["behaviours"]] == [f"{n:08}.safetensors" for n in (0, 10, 20)]
     assert all(each["steps"] >= 34 for each in record["behaviours"]), "a third each"
@@ -231,17 +238,57 @@ def test_without_out_minari_finds_it_by_its_name(tmp_path, behaviours, monkeypat
 
 
 def test_the_first_rolling_is_what_later_ones_are_compared_with(tmp_path, behaviours):
-    (behaviours / ENV / DIGESTS).unlink(missing_ok=True)
+    (behaviours / ENV / digests.FILE).unlink(missing_ok=True)
     said = [collect(TOO_FEW, out=tmp_path / n, behaviours=behaviours, console=QUIET)["digest"] for n in "ab"]
-    assert said == ["", ", as it must be"]
-    path = behaviours / ENV / DIGESTS
+    assert said == ["", "as it must be"]
+    path = behaviours / ENV / digests.FILE
     path.write_text(path.read_text().replace('"mujoco": "', '"mujoco": "0'))
     known = json.loads(path.read_text())
     known["medium, 60 steps, seed 0"]["sha256"] = "beef"
     path.write_text(json.dumps(known))
-    said = collect(TOO_FEW, out=tmp_path / "c", behaviours=behaviours, console=QUIET)["digest"]
-    assert said.startswith(", but it was beef with mujoco 0")
+    for name in "cca":  # made, there already, and made before the first digest was another
+        screen = io.StringIO()
+        said = collect(TOO_FEW, out=tmp_path / name, behaviours=behaviours, console=Console(file=screen))["digest"]
+        assert said.startswith("MISMATCH: it was beef with mujoco 0")
+        assert f"SHA-256 {provenance(tmp_path / name)['sha256']}, {said}\n" in screen.getvalue()
+    assert [provenance(tmp_path / name)["digest"] for name in "ac"] == ["", said]
     path.unlink()
+
+
+def test_digests_are_noted_under_the_lock_of_the_policies(tmp_path, behaviours):
+    """Collections into other places share the file."""
+    screen, config = io.StringIO(), CollectConfig(ENV, steps=60, seed=5)
+    with ThreadPoolExecutor() as pool, locked(behaviours / f".{ENV}.lock", print):
+        made = pool.submit(collect, config, out=tmp_path / "set", behaviours=behaviours, console=Console(file=screen))
+        while "another process is at work" not in screen.getvalue():
+            assert not made.done(), "it did not wait"
+            time.sleep(0.01)
+        path = behaviours / ENV / digests.FILE
+        path.write_text(json.dumps({"another": {}}))
+        assert not (tmp_path / "set").exists()
+    assert json.loads(path.read_text()).keys() == {"another", "medium, 60 steps, seed 5"}
+    assert made.result()["digest"] == ""
+    path.unlink()
+
+
+def test_killed_when_the_dataset_stands_in_its_place_loses_no_digest_and_leaves_nothing(
+    tmp_path, behaviours, monkeypatch
+):
+    remove = shutil.rmtree
+
+    def killed(path, **options):
+        if re.fullmatch(r"\.set-\w{12}", path.name):
+            raise Stop
+        remove(path, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(shutil, "rmtree", killed)
+        collect(CollectConfig(ENV, steps=60, seed=6), out=tmp_path / "set", behaviours=behaviours, console=QUIET)
+    assert (tmp_path / "set").exists()
+    assert "medium, 60 steps, seed 6" in json.loads((behaviours / ENV / digests.FILE).read_text())
+    (tmp_path / ".set-b-0123456789ab").mkdir()  # of the dataset set-b
+    collect(CollectConfig(ENV, steps=60, seed=6), out=tmp_path / "set", behaviours=behaviours, console=QUIET)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".set-b-0123456789ab", "set"]
 
 
 class Stop(Exception):
@@ -301,13 +348,16 @@ def test_a_torn_checkpoint_is_named(tmp_path, small_legs):
         trained(tmp_path)
 
 
-def test_without_policies_they_are_trained_first(tmp_path, small_legs, monkeypatch):
+@pytest.mark.parametrize("env", [ENV, "mine/Hopper-v0"])
+def test_without_policies_they_are_trained_first(tmp_path, small_legs, monkeypatch, env):
+    monkeypatch.setitem(gymnasium.registry, "mine/Hopper-v0", replace(gymnasium.spec(ENV), id="mine/Hopper-v0"))
     monkeypatch.setattr(ppo, "wanted_return", lambda env: 12.0)
-    record = collect(TOO_FEW, out=tmp_path / "set", behaviours=tmp_path / "policies", console=QUIET)
-    last = ppo.snapshots(tmp_path / "policies" / ENV)[-1][1]
+    config = CollectConfig(env, steps=60)
+    record = collect(config, out=tmp_path / "set", behaviours=tmp_path / "policies", console=QUIET)
+    last = ppo.snapshots(tmp_path / "policies" / env)[-1][1]
     assert last.facts["return"] >= 12
     assert record["behaviours"][0]["file"] == f"{last.facts['steps']:08}.safetensors"
-    assert (tmp_path / "policies" / ENV / DIGESTS).is_file()
+    assert (tmp_path / "policies" / env / digests.FILE).is_file()
 
 
 @pytest.mark.parametrize(
@@ -320,6 +370,7 @@ def test_without_policies_they_are_trained_first(tmp_path, small_legs, monkeypat
         ({"env": "CartPole-v1"}, r"action space of CartPole-v1 must be a Box .*, got Discrete\(2\)"),
         ({"env": "Humanoid-v5"}, "env_id must be one of halfcheetah, hopper, walker2d"),
         ({"env": "Pendulum-v1"}, "env_id must be one of halfcheetah, hopper, walker2d"),
+        ({"env": ENDLESS}, "env: minrnn-tests/Endless-v0 must have a limit of steps, got none"),
     ],
 )
 def test_bad_settings_are_named(tmp_path, changes, words):
@@ -380,10 +431,10 @@ def test_the_policies_that_come_with_minrnn_give_the_data_that_they_must(tmp_pat
     record = collect(CollectConfig(env, quality), out=tmp_path / "set", processes=2, console=QUIET)
     (wanted,) = [
         each
-        for name, each in json.loads((SHIPPED / env / DIGESTS).read_bytes()).items()
+        for name, each in json.loads((SHIPPED / env / digests.FILE).read_bytes()).items()
         if name == f"{quality}, {STEPS[quality]} steps, seed 0"
     ]
     if any(wanted["versions"][name] != record["versions"][name] for name in ("mujoco", "gymnasium", "machine", "libc")):
         pytest.skip("the digests are of another simulator")
     assert record["sha256"] == wanted["sha256"]
-    assert record["digest"] == ", as it must be"
+    assert record["digest"] == "as it must be"

@@ -94,14 +94,15 @@ def test_concatenated_episodes_follow_each_other():
     np.testing.assert_array_equal(both.terminated, [*first.terminated, *second.terminated])
 
 
-def test_concatenating_leaves_on_disk_what_is_on_disk(tmp_path):
+def test_concatenating_copies_no_steps(tmp_path):
+    """Neither those on disk, nor those in memory: there may be no room for them twice."""
     first = make()
     mapped = np.memmap(tmp_path / "steps", np.float32, "w+", shape=(25, 3))
     mapped[:] = first.observations[:]
     on_disk = Episodes(mapped, first.actions, first.rewards, first.lengths, first.terminated)
     both = concatenate([on_disk, make((4, 9), seed=1)])
     assert isinstance(both.observations, Joined)
-    assert isinstance(both.actions, np.ndarray)
+    assert isinstance(both.actions, Joined)
     np.testing.assert_array_equal(both.observations[20:30][:5], first.observations[20:25])
     np.testing.assert_array_equal(on_disk.statistics()[0], first.statistics()[0])
 

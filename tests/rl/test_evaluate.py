@@ -8,7 +8,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
-from offline_toys import ACTIONS, TOY, make_model
+from offline_toys import ACTIONS, ENDLESS, TOY, make_model
 
 from minrnn.cli import main
 from minrnn.rl import Policy, PolicyFacts, normalized
@@ -119,6 +119,39 @@ def test_the_command_tells_and_writes_everything(run, tmp_path, capsys):
     assert [each["compiled"] for each in record["microseconds"]] == [False, False]
 
 
+@pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
+def test_returns_of_another_version_are_no_references(run, tmp_path, capsys):
+    out = tmp_path / "record.json"
+    assert main(["rl", "evaluate", str(run), "--env", "Hopper-v4", "--episodes", "1", "--out", str(out)]) == 0
+    (outcome, _) = json.loads(out.read_text())["outcomes"]
+    assert outcome["measured"] is None and outcome["d4rl"] is not None
+    assert "behaviour policy" not in capsys.readouterr().out
+
+
+def test_episodes_are_kept_when_timing_fails(run, tmp_path, monkeypatch, capsys):
+    def kept():
+        record = json.loads((tmp_path / "record.json").read_text())
+        return len(record["outcomes"]), [(each["mode"], each["compiled"]) for each in record["microseconds"]]
+
+    def interrupted(policy):
+        raise KeyboardInterrupt
+
+    def uncompiled(*arguments):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    arguments = ["rl", "evaluate", str(run), "--episodes", "1", "--compile", "--out", str(tmp_path / "record.json")]
+    with monkeypatch.context() as patch:
+        patch.setattr("minrnn.rl.evaluate.latency", interrupted)
+        assert main(arguments) == 130
+    assert kept() == (2, [])
+    capsys.readouterr()
+    monkeypatch.setattr(torch, "compile", lambda model: uncompiled)
+    assert main(arguments) == 1
+    assert kept() == (2, [("window", False), ("stream", False)])
+    wanted = "--compile: torch must be able to compile the model here, got: InvalidCxxCompiler: No working C++ compiler"
+    assert capsys.readouterr().err == f"minrnn rl: {wanted} found\n"
+
+
 @pytest.mark.parametrize(
     ("env_id", "wanted"),
     [
@@ -139,6 +172,11 @@ def test_an_action_space_of_another_size_is_named():
     policy = Policy(make_model(actions=ACTIONS + 1), target=1.0)
     with pytest.raises(ValueError, match=r"action space of .*Toy-v0 must have size 3, as the data, got 2"):
         evaluate(policy, TOY)
+
+
+def test_episodes_that_may_never_end_are_not_begun():
+    with pytest.raises(ValueError, match=r"env: minrnn-tests/Endless-v0 must have a limit of steps, got none"):
+        evaluate(Policy(make_model(), target=1.0), ENDLESS)
 
 
 def test_a_run_without_environment_or_episodes_is_told(tmp_path, capsys):

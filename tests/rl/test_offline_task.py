@@ -9,6 +9,7 @@ import torch
 from offline_toys import ACTIONS, SIZE, make_backbone, make_episodes, make_model, save_episodes
 
 from conftest import assert_close
+from minrnn.models import BackboneConfig
 from minrnn.rl import OfflineConfig, OfflineTask, Trajectory
 from minrnn.rl.task import action_bounds, checksum, locate
 from minrnn.train import RunConfig
@@ -260,6 +261,14 @@ def test_an_offline_run_is_a_flat_table():
         RunConfig.from_dict({"task": "offline", "data": "x", "tokens": "chars"})
     with pytest.raises(ValueError, match="task must be one of text, offline, got 'online'"):
         RunConfig.from_dict({"task": "online"})
+
+
+def test_a_given_mixer_option_leaves_the_usual_others():
+    given = {"task": "offline", "data": "x", "mixer": "attention", "mixer_options": {"dropout": 0.0}}
+    config = RunConfig.from_dict(given)
+    assert config.backbone.mixer_options == {"heads": 1, "positions": "none", "dropout": 0.0, "bias": True}
+    bare = RunConfig(OfflineConfig(data="x"), BackboneConfig(mixer="attention", mixer_options={"heads": 2}))
+    assert RunConfig.from_dict(bare.to_dict()) == bare  # whose other options are the mixer's own defaults
 
 
 def test_a_wrong_size_is_told_by_the_model():

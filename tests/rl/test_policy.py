@@ -135,6 +135,20 @@ def test_files_act_alike(mode, tmp_path):
     ]
 
 
+def test_a_policy_is_saved_with_its_own_target(tmp_path):
+    for facts, target, wanted in (
+        (PolicyFacts("Pendulum-v1", [3600.0, 1800.0]), 1800.0, [1800.0, 3600.0]),
+        (PolicyFacts("Pendulum-v1", [3600.0, 1800.0]), 900.0, [900.0, 3600.0, 1800.0]),
+        (None, -300.0, [-300.0]),
+    ):
+        Policy(make_model(), facts, target=target).save(tmp_path / "policy")
+        again = Policy.load(tmp_path / "policy")
+        assert again.target == target and again.facts.targets == wanted
+    with pytest.raises(ValueError, match="target must be one number to be saved, got one for each of 2 environments"):
+        Policy(make_model(), target=[1.0, 2.0]).save(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.slow
 def test_a_compiled_policy_acts_alike():
     model, (observations, rewards) = make_model(), random_episode(9, 6)
@@ -197,6 +211,8 @@ def test_nothing_is_remembered_of_a_call_that_is_refused():
     model, (observations, rewards) = make_model(), random_episode(6, 8)
     expected = play(Policy(model, target=5.0, mode="stream"), observations, rewards)
     policy, reward = Policy(model, target=5.0, mode="stream"), None
+    with pytest.raises(ValueError, match=r"previous_reward must be \(N,\) = \(3,\), got \(2,\)"):
+        policy.act(np.zeros((3, SIZE)), np.zeros(2))  # of which not even the number of environments is remembered
     for t in range(6):
         for bad in ((np.full(SIZE, np.nan), reward), (observations[t], np.zeros(7))):
             with pytest.raises(ValueError, match="Policy: "):

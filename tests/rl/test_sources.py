@@ -3,6 +3,7 @@
 import os
 import tempfile
 from functools import partial
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -220,6 +221,14 @@ def test_a_dataset_that_is_not_here_and_cannot_be_downloaded(tmp_path, monkeypat
 
     monkeypatch.setattr(minari, "load_dataset", offline)
     refuses("mujoco/hopper/medium-v0", "a Minari dataset that is here or can be downloaded, .*no route to host")
+
+
+def test_minaris_other_storages_are_named(tmp_path, monkeypatch):
+    import minari
+
+    found = SimpleNamespace(storage=SimpleNamespace(data_path=tmp_path, FORMAT="arrow"))
+    monkeypatch.setattr(minari, "load_dataset", lambda name, download: found)
+    refuses("mujoco/hopper/medium-v0", "mujoco/hopper/medium-v0: must be stored as HDF5, got arrow")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.95])

@@ -17,10 +17,10 @@ from rich.console import Console
 
 from minrnn.cli import main
 from minrnn.models import load_model
-from minrnn.rl import DecisionConfig, DecisionModel, OfflineTask, Policy
+from minrnn.rl import DecisionConfig, DecisionModel, OfflineConfig, OfflineTask, Policy
 from minrnn.rl.evaluate import evaluate
 from minrnn.rl.systems import TARGETS
-from minrnn.train import RunConfig
+from minrnn.train import RunConfig, jobs
 from minrnn.train.files import Metrics
 from minrnn.train.module import Interrupted
 from minrnn.train.run import train
@@ -92,6 +92,39 @@ def test_a_policy_is_no_language_model(whole, command, capsys):
 def test_a_run_acts(whole):
     returns, lengths = evaluate(Policy.load(whole, mode="stream"), TOY, episodes=3)
     assert np.isfinite(returns).all() and (lengths <= 30).all()
+
+
+def test_a_run_that_was_cut_off_is_told_so(whole, tmp_path, capsys):
+    for finished in (True, False):
+        shutil.copytree(whole, tmp_path / "run", dirs_exist_ok=True)
+        if not finished:
+            (tmp_path / "run" / "result.json").unlink()
+        assert main(["rl", "evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
+        told = f"not finished: {tmp_path / 'run'} has no result.json; its model is that of its last checkpoint\n"
+        assert (told in capsys.readouterr().out) != finished
+
+
+def test_references_are_of_the_same_environment(data, monkeypatch):
+    known = {"random": 1.0, "behaviour": 2.0}
+    monkeypatch.setattr(jobs, "references", lambda data: known)
+    for asked, named, env, references in (
+        ("Walker2d-v5", "Walker2d-v5", "Walker2d-v5", known),
+        (None, "Walker2d-v5", "Walker2d-v5", known),
+        ("Walker2d-v4", "Walker2d-v5", "Walker2d-v4", {}),
+        (TOY, "Walker2d-v5", TOY, {}),
+    ):
+        monkeypatch.setattr(jobs, "named_env", lambda data, named=named: named)
+        facts = json.loads(jobs.OfflineJob(OfflineConfig(str(data), asked), None).files()["policy.json"])
+        assert (facts["env"], facts["references"]) == (env, references)
+
+
+def test_data_of_another_environment_are_refused(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs, "named_env", lambda data: "Walker2d-v5")
+    arguments = ["train", "--config", "rl/halfcheetah", "--steps", "1", "--data", str(data)]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 1
+    wanted = f"env must be a version of Walker2d-v5, of which {data} is, got HalfCheetah-v5"
+    assert wanted in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("mixer", ["attention", "mamba", "aaren", "minlstm", "s4"])

@@ -4,31 +4,32 @@ Behaviour policies that come with minrnn, or that are trained here, are rolled; 
 that says where it comes from.
 """
 
+import glob
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from minrnn.models import locked, replace_files
-from minrnn.rl import ppo
+from minrnn.models import locked
+from minrnn.rl import digests, ppo
 from minrnn.rl.behaviour import Behaviour, Digest
-from minrnn.rl.environments import check_spaces, make_env
+from minrnn.rl.environments import check_limit, check_spaces, make_env
 from minrnn.rl.progress import Bar
 from minrnn.rl.rolling import Part, Studio, read, roll_parts
-from minrnn.rl.scores import REFERENCES, normalized, reference
+from minrnn.rl.scores import family, normalized
 from minrnn.rl.sources import minari_file, split
 
 SHIPPED = Path(__file__).parent / "behaviours"
-DIGESTS = "digests.json"  # beside the snapshots: what rolling them gives
 STEPS = {"medium": 200_000, "medium-replay": 100_000}
 RANDOM_EPISODES = 100
 RANDOM_STREAM = 2**31  # beyond every policy's, which is its number of training steps
@@ -90,7 +91,8 @@ def collect(
         console: where progress is shown.
 
     Returns:
-        The provenance, as it stands in the dataset: settings, policies, returns, SHA-256, versions.
+        The provenance, as it stands in the dataset: settings, policies, returns, SHA-256, versions, and under `digest`
+        whether these policies gave the same before.
 
     Raises:
         ValueError: the environment, the policies or what is in `out` already do not fit.
@@ -102,8 +104,7 @@ def collect(
     if existing := _existing(config, folder, out, say):
         return existing
     with make_env(config.env) as env:
-        if env.spec is None or not env.spec.max_episode_steps:
-            raise ValueError(f"collect: env must have a limit of steps, got {config.env}, whose episodes may never end")
+        check_limit(env, config.env)
         if not env.action_space.is_bounded():
             raise ValueError(f"collect: env must have bounded actions, got {config.env} with {env.action_space}")
         found = _snapshots(config, folder, console, say)
@@ -111,7 +112,7 @@ def collect(
     chosen = _choose(config, found)
     policies = [{"file": path.name, "sha256": ppo.sha256(path)} for path, _ in chosen]
     settings: dict[str, Any] = {**asdict(config), "behaviours": policies}
-    with locked(out.with_name(f".{out.name}.lock"), say):
+    with _lock(out, say):
         if existing := _existing(config, folder, out, say):  # by another process, for which this one has waited
             return existing
         share = -(-settings["steps"] // len(chosen))
@@ -126,9 +127,13 @@ def collect(
                 bar.tell(min(sum(have[:-1]), settings["steps"]), f"{sum(have[:-1]):,} steps")
 
             *files, random = roll_parts(studio, parts, processes=processes, told=told)
-        record = _write(config, settings, files, random, out, env.observation_space, env.action_space)
-        shutil.rmtree(studio.folder)
-        record["digest"] = _compare(record, folder, keep=behaviours is not None or folder.parent != SHIPPED)
+        record = _record(settings, files, random)
+        record["digest"] = digests.compare(record, folder)
+        if not record["digest"] and (behaviours is not None or folder.parent != SHIPPED):
+            with _lock(folder, say):
+                record["digest"] = digests.note(record, folder)
+        _write(config, record, files, out, env.observation_space, env.action_space)
+        _clear(out)
         say(describe(record, out))
         return record
 
@@ -186,19 +191,24 @@ def describe(record: dict[str, Any], out: Path) -> str:
     """Two or three sentences on a dataset."""
     low, made = record["random"]["mean"], record["returns"]
     score = ""
-    if record["env"].partition("-")[0].lower() in REFERENCES:
+    if family(record["env"]):
         score = f", D4RL's score {normalized(record['env'], made['mean']):.1f}"
     returns = f"return {made['mean']:,.0f} ± {made['std']:,.0f}{score} (actions at random: {low:,.0f})"
-    digest = f"SHA-256 {record['sha256']}{record.get('digest', '')}"
+    digest = ", ".join(filter(None, (f"SHA-256 {record['sha256']}", record["digest"])))
     return f"{out}: {made['episodes']:,} episodes, {made['steps']:,} steps, {returns}\n{digest}"
 
 
 def _existing(config: CollectConfig, folder: Path, out: Path, say: Callable[[str], object]) -> dict[str, Any]:
-    """The provenance of what is in `out` already, which must be what is wanted; empty where nothing is."""
+    """The provenance of what is in `out` already, which must be what is wanted; empty where nothing is.
+
+    Its digest is compared anew, and what a process that was killed has left beside it is removed.
+    """
     if not out.exists():
         return {}
     if existing := provenance(out):
         _check_same(existing, config, ppo.snapshots(folder), out)
+        existing["digest"] = digests.compare(existing, folder)
+        _clear(out)
         say(describe(existing, out))
     elif not out.is_dir() or any(out.iterdir()):
         raise ValueError(f"collect: out must be a new directory, got {out}, where something else is")
@@ -234,10 +244,10 @@ def _snapshots(
     """The policies in `folder`, trained first if there are none."""
     if found := ppo.snapshots(folder):
         return found
-    reference(config.env)  # says which environments there are returns for
-    settings, target = ppo.SETTINGS[config.env.partition("-")[0].lower()], ppo.wanted_return(config.env)
+    target, name = ppo.wanted_return(config.env), family(config.env)
+    assert name, "there is a return for it"
     say(f"no behaviour policies in {folder}: training them")
-    with locked(folder.with_name(f".{folder.name}.lock"), say):
+    with _lock(folder, say):
         if found := ppo.snapshots(folder):  # by another process, for which this one has waited
             return found
         with Bar(console, f"training {config.env}", target) as bar:
@@ -245,7 +255,7 @@ def _snapshots(
                 config.env,
                 folder,
                 target=target,
-                settings=settings,
+                settings=ppo.SETTINGS[name],
                 seed=config.seed,
                 told=lambda leg: bar.tell(
                     min(max(leg.mean_return, 0), target),
@@ -253,6 +263,11 @@ def _snapshots(
                 ),
             )
     return ppo.snapshots(folder)
+
+
+def _lock(folder: Path, say: Callable[[str], object]) -> AbstractContextManager[None]:
+    """A folder for this process alone."""
+    return locked(folder.with_name(f".{folder.name}.lock"), say)
 
 
 def _check_policies(found: Sequence[tuple[Path, Behaviour]], env: Any, env_id: str) -> None:
@@ -270,6 +285,12 @@ def _studio_folder(out: Path, settings: dict[str, Any]) -> Path:
     return out.with_name(f".{out.name}-{digest[:12]}")
 
 
+def _clear(out: Path) -> None:
+    """Remove rolled episodes that nobody needs any more, because the dataset is whole."""
+    for folder in out.parent.glob(f".{glob.escape(out.name)}-{'[0-9a-f]' * 12}"):
+        shutil.rmtree(folder, ignore_errors=True)  # another process may be at it, too
+
+
 def _summary(files: Sequence[Path]) -> dict[str, Any]:
     rewards = [read(path).rewards for path in files]
     returns = [float(each.sum()) for each in rewards]
@@ -281,27 +302,38 @@ def _summary(files: Sequence[Path]) -> dict[str, Any]:
     }
 
 
+def _record(settings: dict[str, Any], files: Sequence[Sequence[Path]], random: Sequence[Path]) -> dict[str, Any]:
+    """The provenance of what has been rolled."""
+    digest = Digest()
+    for path in chain(*files):
+        digest.add(read(path))
+    return {
+        **settings,
+        "behaviours": [each | _summary(part) for each, part in zip(settings["behaviours"], files, strict=True)],
+        "returns": _summary([*chain(*files)]),
+        "random": _summary(random),
+        "sha256": str(digest),
+        "versions": ppo.versions(),
+    }
+
+
 def _write(
     config: CollectConfig,
-    settings: dict[str, Any],
+    record: dict[str, Any],
     files: Sequence[Sequence[Path]],
-    random: Sequence[Path],
     out: Path,
     observation_space: Any,
     action_space: Any,
-) -> dict[str, Any]:
-    """The dataset, put into its place when it is whole; its provenance."""
+) -> None:
+    """Make the dataset, and put it into its place when it is whole."""
     import gymnasium
     import minari
     from minari.data_collector import EpisodeBuffer
     from minari.dataset.minari_storage import MinariStorage
 
-    digest = Digest()
-
     def episodes() -> Any:
-        for path in every:
+        for path in chain(*files):
             rolled = read(path)
-            digest.add(rolled)
             last = np.arange(len(rolled.rewards)) == len(rolled.rewards) - 1
             yield EpisodeBuffer(
                 seed=int(rolled.seed),
@@ -313,21 +345,12 @@ def _write(
                 infos={},
             )
 
-    every = [path for part in files for path in part]
     aside = out.with_name(f".{out.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "data").mkdir(parents=True)
     spec = gymnasium.spec(config.env)
     storage = MinariStorage.new(aside / "data", observation_space, action_space, spec)
     storage.update_episodes(episodes())
-    record = {
-        **settings,
-        "behaviours": [each | _summary(part) for each, part in zip(settings["behaviours"], files, strict=True)],
-        "returns": _summary(every),
-        "random": _summary(random),
-        "sha256": str(digest),
-        "versions": ppo.versions(),
-    }
     storage.update_metadata(
         {
             "dataset_id": config.name,
@@ -344,21 +367,3 @@ def _write(
     if out.exists():
         out.rmdir()
     os.replace(aside, out)
-    return record
-
-
-def _compare(record: dict[str, Any], folder: Path, keep: bool) -> str:
-    """How the digest relates to the first one that these policies gave, in a few words. `keep`: this may be it."""
-    path = folder / DIGESTS
-    known = json.loads(path.read_bytes()) if path.is_file() else {}
-    name = f"{record['quality']}, {record['steps']} steps, seed {record['seed']}"
-    if name not in known:
-        if keep:
-            known[name] = {"sha256": record["sha256"], "versions": record["versions"]}
-            replace_files({path: (json.dumps(known, indent=2, sort_keys=True) + "\n").encode()})
-        return ""
-    if known[name]["sha256"] == record["sha256"]:
-        return ", as it must be"
-    theirs, ours = known[name]["versions"], record["versions"]
-    differ = [f"{each} {theirs.get(each)} (here {ours[each]})" for each in ours if ours[each] != theirs.get(each)]
-    return f", but it was {known[name]['sha256']} with {', '.join(differ) or 'the same versions'}"

@@ -55,6 +55,17 @@ def check_spaces(env: Any, env_id: str, observation_size: int | None = None, act
             raise ValueError(f"env: {name} space of {env_id} must have size {size}, as the data, got {space.shape[0]}")
 
 
+def check_limit(env: Any, env_id: str) -> None:
+    """Raise ValueError unless a limit of steps ends every episode.
+
+    Args:
+        env: the environment.
+        env_id: its name, for the message.
+    """
+    if env.spec is None or not env.spec.max_episode_steps:
+        raise ValueError(f"env: {env_id} must have a limit of steps, got none: its episodes may never end")
+
+
 @contextmanager
 def _quiet_mujoco() -> Iterator[None]:
     """MuJoCo's warnings about Gymnasium's own files go to the log, not to the terminal and MUJOCO_LOG.TXT."""

@@ -164,7 +164,7 @@ class Joined:
 
 
 def concatenate(parts: Sequence[Episodes]) -> Episodes:
-    """All episodes of `parts`, in their order. What lies on disk stays there.
+    """All episodes of `parts`, in their order. No observation or action is copied until it is read.
 
     Args:
         parts: at least one, all with the same sizes of observations and of actions.
@@ -180,10 +180,8 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
         if len(sizes := {getattr(part, size) for part in parts}) > 1:
             raise ValueError(f"concatenate: parts must have one {size.replace('_', ' ')}, got {sorted(sizes)}")
 
-    def joined(name: str) -> Steps:
-        pieces: list[Any] = [getattr(part, name) for part in parts]
-        if all(type(piece) is np.ndarray for piece in pieces):
-            return np.concatenate(pieces)
+    def joined(name: str) -> Joined:
+        pieces = [getattr(part, name) for part in parts]
         return Joined(pieces, [piece.shape[0] for piece in pieces], pieces[0].shape[1])
 
     rest = (np.concatenate([getattr(part, name) for part in parts]) for name in ("rewards", "lengths", "terminated"))

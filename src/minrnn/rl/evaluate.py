@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from minrnn.models import replace_files
-from minrnn.rl.environments import check_spaces, make_env
+from minrnn.rl.environments import check_limit, check_spaces, make_env
 from minrnn.rl.policy import Policy
-from minrnn.rl.scores import REFERENCES, reference
+from minrnn.rl.scores import family, reference
 
 MOST = 16  # environments at once
 EARLY, LATE, WARM_UP = 100, 900, 50  # steps of an episode of 1,000 that are timed, and those before
@@ -26,8 +26,10 @@ def evaluate(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Let a policy act in a vector of environments, deterministically.
 
-    Each episode is begun by its own seed, so that it does not matter which of the environments plays it; an environment
-    that has no episode left plays on uncounted.
+    Each episode is begun by its own seed, so that it does not matter which of the environments plays it, and the first
+    of more episodes begin as those of fewer do. Their beginnings are the same, but their returns not bit for bit, where
+    another number of environments plays at once: matrix products then round otherwise, and MuJoCo lets that grow. An
+    environment that has no episode left plays on uncounted.
 
     Args:
         policy: reset before, and left in the middle of something.
@@ -40,8 +42,8 @@ def evaluate(
         Undiscounted returns, (episodes,) float64, and lengths, (episodes,) int64.
 
     Raises:
-        ValueError: there is no such environment, its spaces are others than the policy's, or it runs into numbers that
-            are not finite.
+        ValueError: there is no such environment, its spaces are others than the policy's, no limit of steps ends its
+            episodes, or it runs into numbers that are not finite.
     """
     from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -55,6 +57,7 @@ def evaluate(
     first = make_env(env_id)
     try:
         check_spaces(first, env_id, model.observation_size, model.action_size)
+        check_limit(first, env_id)
     except ValueError:
         first.close()
         raise
@@ -91,7 +94,7 @@ def scores(env_id: str, returns: np.ndarray, references: Mapping[str, float]) ->
     Args:
         env_id: where they were earned.
         returns: one or more.
-        references: measured returns; `random` and `behaviour` are used.
+        references: returns that were measured there; `random` and `behaviour` are used.
 
     Returns:
         `mean` and `std` in the environment's units; `d4rl` and `d4rl_std`, where 0 is D4RL's random policy and 100 its
@@ -101,7 +104,7 @@ def scores(env_id: str, returns: np.ndarray, references: Mapping[str, float]) ->
     mean, std = float(returns.mean()), float(returns.std())
     found: dict[str, float | None] = {"mean": mean, "std": std}
     bounds: dict[str, tuple[float, float] | None] = {"d4rl": None, "measured": None}
-    if any(env_id.lower().rpartition("/")[2].startswith(f"{name}-") for name in REFERENCES):
+    if family(env_id):
         bounds["d4rl"] = reference(env_id)
     if {"random", "behaviour"} <= references.keys():
         bounds["measured"] = references["random"], references["behaviour"]
@@ -161,39 +164,56 @@ def main(arguments: list[str]) -> int:
 
     policy = Policy.load(given.run, target=given.targets[0] if given.targets else None)
     env_id = environment(given.env, policy)
+    if (given.run / "train.json").is_file() and not (given.run / "result.json").is_file():
+        _say(f"not finished: {given.run} has no result.json; its model is that of its last checkpoint")
+    known = policy.facts.references if env_id == policy.facts.env else {}
     outcomes: list[dict[str, Any]] = []
+    times: list[dict[str, Any]] = []
+    record = {
+        "env": env_id,
+        "episodes": given.episodes,
+        "seed": given.seed,
+        "threads": torch.get_num_threads(),
+        "outcomes": outcomes,
+        "microseconds": times,
+    }
     for mode in ("window", "stream") if given.mode == "both" else (given.mode,):
         for target in given.targets or policy.facts.targets:
             acting = Policy(policy.model, policy.facts, target=target, mode=mode)
             returns, lengths = evaluate(acting, env_id, episodes=given.episodes, seed=given.seed)
-            outcome = {"mode": mode, "target": target, **scores(env_id, returns, policy.facts.references)}
+            outcome = {"mode": mode, "target": target, **scores(env_id, returns, known)}
             outcomes.append({**outcome, "returns": returns.tolist(), "lengths": lengths.tolist()})
             _say(_told(outcome, env_id, given.episodes))
-    times = []
-    for mode in ("window", "stream"):
-        for compiled in (False, True) if given.compile else (False,):
-            acting = Policy(policy.model, policy.facts, target=outcomes[0]["target"], mode=mode)
-            if compiled:
-                acting.compile()
-            took = latency(acting)
-            times.append({"mode": mode, "compiled": compiled, "constant": acting.constant_state, **took})
-            how = "compiled" if compiled else "eager"
-            grows = "" if acting.constant_state else ", with a cache that grows"
-            _say(
-                f"{mode}, {how}: {took['median']:,.0f} µs per action, {took['early']:,.0f} early in an episode, "
-                f"{took['late']:,.0f} at its end{grows}"
-            )
-    if given.out:
-        record = {
-            "env": env_id,
-            "episodes": given.episodes,
-            "seed": given.seed,
-            "threads": torch.get_num_threads(),
-            "outcomes": outcomes,
-            "microseconds": times,
-        }
-        replace_files({given.out: (json.dumps(record, indent=2) + "\n").encode()})
+    _write(record, given.out)
+    for compiled in (False, True) if given.compile else (False,):
+        for mode in ("window", "stream"):
+            times.append(_timed(Policy(policy.model, target=outcomes[0]["target"], mode=mode), compiled))
+        _write(record, given.out)  # what is compiled may fail
     return 0
+
+
+def _timed(policy: Policy, compiled: bool) -> dict[str, Any]:
+    """How long an action takes; said, too."""
+    try:
+        if compiled:
+            policy.compile()
+        took = latency(policy)  # at whose first call torch compiles
+    except RuntimeError as error:
+        if not compiled:
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"--compile: torch must be able to compile the model here, got: {reason}") from error
+    how, grows = "compiled" if compiled else "eager", "" if policy.constant_state else ", with a cache that grows"
+    _say(
+        f"{policy.mode}, {how}: {took['median']:,.0f} µs per action, {took['early']:,.0f} early in an episode, "
+        f"{took['late']:,.0f} at its end{grows}"
+    )
+    return {"mode": policy.mode, "compiled": compiled, "constant": policy.constant_state, **took}
+
+
+def _write(record: Mapping[str, Any], out: Path | None) -> None:
+    if out:
+        replace_files({out: (json.dumps(record, indent=2) + "\n").encode()})
 
 
 def environment(asked: str | None, policy: Policy) -> str:

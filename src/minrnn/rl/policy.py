@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,7 +29,7 @@ class PolicyFacts:
     Args:
         env: the Gymnasium environment, if known
         targets: returns to ask for
-        references: returns of other policies there, by their names, such as random and behaviour
+        references: returns of other policies in `env`, by their names, such as random and behaviour
     """
 
     env: str | None = None
@@ -113,8 +113,8 @@ class Policy:
 
         Args:
             run: the directory.
-            target: as for the class.
-            mode: as for the class.
+            target: as for the class; by default the one that the policy was saved with.
+            mode: as for the class; it is not saved.
 
         Raises:
             ValueError: there is none, or its files are torn.
@@ -130,9 +130,21 @@ class Policy:
         return cls(model, facts, target=target, mode=mode)
 
     def save(self, run: str | os.PathLike[str]) -> None:
-        """Write the model, its scales and the facts into the directory `run`, made if it is not there."""
+        """Write the model, its scales and the facts into the directory `run`, made if it is not there.
+
+        The policy's own target comes first among those of the facts, where `load` finds it. The mode is not written.
+
+        Raises:
+            ValueError: there is a target for each environment: the next caller may have another number of them.
+        """
+        if self.target.ndim:
+            raise ValueError(
+                f"Policy: target must be one number to be saved, got one for each of {len(self.target)} environments"
+            )
+        own = float(self.target)
+        facts = replace(self.facts, targets=[own, *(each for each in self.facts.targets if each != own)])
         save(self.model, run)
-        replace_files({Path(run, FILE): self.facts.to_json().encode()})
+        replace_files({Path(run, FILE): facts.to_json().encode()})
 
     @property
     def constant_state(self) -> bool:
@@ -191,11 +203,14 @@ class Policy:
             raise ValueError(
                 f"Policy: observation must be finite, got {rows[tuple(where)]} at {where[1]} in environment {where[0]}"
             )
+        if self._count and len(rows) != self._count:
+            raise ValueError(f"Policy: observation must be for {self._count} environments, got {len(rows)}")
+        reward = None if previous_reward is None else np.asarray(previous_reward, np.float64)
+        if reward is not None and reward.shape != (len(rows),) and (reward.shape or len(rows) > 1):
+            raise ValueError(f"Policy: previous_reward must be (N,) = ({len(rows)},), got {reward.shape}")
         if not self._count:
             self._begin(len(rows))
-        elif len(rows) != self._count:
-            raise ValueError(f"Policy: observation must be for {self._count} environments, got {len(rows)}")
-        self._advance(previous_reward)
+        self._advance(reward)
         self._action = self._read(rows) if self.mode == "stream" else self._read_window(rows)
         self._begins[:] = False
         return (self._action[0] if single else self._action).copy()
@@ -218,12 +233,9 @@ class Policy:
             np.zeros((count, context), np.int64),
         )
 
-    def _advance(self, previous_reward: float | np.ndarray | None) -> None:
+    def _advance(self, reward: np.ndarray | None) -> None:
         """Returns to go and time of this step."""
         begins = self._begins
-        reward = None if previous_reward is None else np.asarray(previous_reward, np.float64)
-        if reward is not None and reward.shape != (self._count,) and (reward.shape or self._count > 1):
-            raise ValueError(f"Policy: previous_reward must be (N,) = ({self._count},), got {reward.shape}")
         if begins.all():
             self._wanted[:], self._timestep[:] = self.target, 0
             return

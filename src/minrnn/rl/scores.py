@@ -14,20 +14,29 @@ REFERENCES = {
 Returns = TypeVar("Returns", float, np.ndarray)
 
 
+def family(env_id: str) -> str | None:
+    """Which of halfcheetah, hopper and walker2d a name is of, in any version and namespace; None where it is of none.
+
+    Args:
+        env_id: an environment or data set: `Hopper-v5`, `mine/Hopper-v0`, `hopper-medium-v2`,
+            `mujoco/hopper/medium-v0`.
+    """
+    names = (part.partition("-")[0] for part in env_id.lower().split("/"))
+    return next((name for name in names if name in REFERENCES), None)
+
+
 def reference(env_id: str) -> tuple[float, float]:
     """The returns that D4RL's score calls 0 and 100.
 
     Args:
-        env_id: an environment or data set of Hopper, HalfCheetah or Walker2d: `Hopper-v5`, `hopper-medium-v2`,
-            `mujoco/hopper/medium-v0`. They serve for all versions, although rewards differ a little between them.
+        env_id: of a `family`. They serve for all its versions, although rewards differ a little between them.
 
     Raises:
         ValueError: another environment.
     """
-    for part in env_id.lower().split("/"):
-        if (name := part.partition("-")[0]) in REFERENCES:
-            return REFERENCES[name]
-    raise ValueError(f"reference: env_id must be one of {', '.join(REFERENCES)}, of any version, got {env_id!r}")
+    if (name := family(env_id)) is None:
+        raise ValueError(f"reference: env_id must be one of {', '.join(REFERENCES)}, of any version, got {env_id!r}")
+    return REFERENCES[name]
 
 
 def normalized(env_id: str, returns: Returns) -> Returns:

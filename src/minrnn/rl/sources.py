@@ -310,7 +310,7 @@ def _find_minari(name: str) -> str:
 
     ours = re.fullmatch(r"minrnn/([-\w]+)/([-\w]+)-v0", name)  # made by users, for themselves
     try:
-        return str(minari.load_dataset(name, download=ours is None).storage.data_path)
+        storage = minari.load_dataset(name, download=ours is None).storage
     except Exception as error:  # the stores that it downloads from raise errors of their own libraries
         reason = str(error).strip().partition("\n")[0]
         if ours:
@@ -318,3 +318,6 @@ def _find_minari(name: str) -> str:
             raise ValueError(f"{wanted}, got none: {reason}") from error
         wanted = "must be a file, a directory, or a Minari dataset that is here or can be downloaded"
         raise ValueError(f"{wanted}, got an error: {type(error).__name__}: {reason}") from error
+    if storage.FORMAT != "hdf5":
+        raise ValueError(f"must be stored as HDF5, got {storage.FORMAT}")
+    return str(storage.data_path)

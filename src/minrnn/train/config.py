@@ -133,19 +133,22 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
         """The config of a table: what is not there has its default, what is unknown is a ValueError.
 
-        Defaults are those of the classes; where a run learns to act, what surrounds its mixer is as in
-        `minrnn.rl.systems`.
+        Defaults are those of the classes; where a run learns to act, what surrounds its mixer, and what the mixer's
+        options leave open, is as in `minrnn.rl.systems`.
         """
         if not isinstance(values, Mapping):
             raise TypeError(f"RunConfig: fields must be a mapping, got {type(values).__name__}")
         values = dict(values)
         kind = values.pop("task", "text")
         classes = parts_of(kind)
-        if kind == "offline":
-            values = {**usual(values.get("mixer", "mingru")), **values}
         known = {part: [each.name for each in fields(config)] for part, config in classes.items()}
-        if unknown := values.keys() - {name for names in known.values() for name in names}:
+        every = {name for names in known.values() for name in names}
+        if unknown := values.keys() - every:
             raise ValueError(f"RunConfig: fields must be known, got {', '.join(sorted(unknown))}")
+        if kind == "offline" and every - values.keys():  # a whole table, as `to_dict` gives it, means what it says
+            shell = usual(values.get("mixer", "mingru"))
+            options = {**shell.get("mixer_options", {}), **values.get("mixer_options", {})}
+            values = {**shell, **values, "mixer_options": options}
         given = {part: {name: values[name] for name in names if name in values} for part, names in known.items()}
         return cls(**{part: config(**given[part]) for part, config in classes.items()})
 

@@ -11,6 +11,7 @@ from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, Se
 from minrnn.rl.collect import named_env, references
 from minrnn.rl.decision import DecisionConfig, DecisionModel
 from minrnn.rl.policy import FILE, PolicyFacts
+from minrnn.rl.scores import family
 from minrnn.rl.systems import SYSTEMS
 from minrnn.rl.task import OfflineConfig, OfflineTask
 from minrnn.rl.task import locate as locate_episodes
@@ -117,10 +118,19 @@ class OfflineJob:
     Args:
         config: which episodes.
         run: of no importance here: the scales of the data follow from the data.
+
+    Raises:
+        ValueError: the config's environment is another one than that of the data: more than its version differs.
     """
 
     def __init__(self, config: OfflineConfig, run: Path | None) -> None:
         self.task = OfflineTask(config)
+        asked, named = config.env, named_env(config.data)
+        if asked and named and len({family(asked), family(named)} - {None}) > 1:
+            raise ValueError(f"env must be a version of {named}, of which {config.data} is, got {asked}")
+        # Returns that were measured in another version are no references in this one.
+        known = references(config.data) if asked in (None, named) else {}
+        self.facts = PolicyFacts(asked or named, self.task.targets, known)
 
     def noted(self) -> OfflineConfig:
         config = self.task.config
@@ -133,9 +143,7 @@ class OfflineJob:
         return load_model(run, DecisionConfig, DecisionModel)
 
     def files(self) -> dict[str, str]:
-        config = self.task.config
-        env = config.env or named_env(config.data)
-        return {FILE: PolicyFacts(env, self.task.targets, references(config.data)).to_json()}
+        return {FILE: self.facts.to_json()}
 
     def about(self) -> str:
         task, data = self.task, self.task.episodes
