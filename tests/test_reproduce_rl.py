@@ -54,6 +54,12 @@ def test_a_cell_trains_and_acts_in_both_modes(folder):
     )
 
 
+def test_a_checkpoint_is_of_these_data_and_no_others(tmp_path):
+    work = tmp_path / "work" / "rl" / "x"
+    record = acting.act(of(cells(["rl"], "smoke"), "DminGRU", "Hopper medium"), work, None, quiet())
+    assert json.loads((work / "cell.json").read_text())["sha256"] == record["data"]["sha256"]
+
+
 def test_without_the_files_of_d4rl_a_cell_says_which(tmp_path):
     cell = of(cells(["rl"], "paper"), "DminGRU", "Hopper medium-expert")
     for data in (None, str(tmp_path / "nowhere")):

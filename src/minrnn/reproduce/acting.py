@@ -2,6 +2,7 @@
 action takes."""
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def act(cell: Cell, work: Path, data: str | None, console: Console) -> dict[str,
     task = OfflineTask(config.task)
     torch.manual_seed(cell.seed)
     model = task.make_model(config.backbone)
-    record = fitted(cell, model, task, config.train, work, console)
+    same = replace(cell, config={**cell.config, "sha256": task.sha256})  # files of the same names may hold other data
+    record = fitted(same, model, task, config.train, work, console)
     begin, known = time.perf_counter(), references(source)
     outcomes = []
     for mode in MODES:
