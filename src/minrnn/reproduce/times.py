@@ -13,10 +13,11 @@ Point = Mapping[str, Any]
 
 
 class Value(NamedTuple):
-    """A number, or the median of a summary with how it came."""
+    """A number, or the median of so many rounds with its quartiles in words."""
 
     median: float
     spread: str = ""
+    rounds: str = ""
 
 
 Lines = dict[str, dict[int, Value]]  # by name, values at lengths
@@ -44,7 +45,7 @@ class Quantity:
         if not isinstance(value, dict):
             return Value(self.factor * value)
         quartiles = "–".join(rounded(self.factor * value[each]) for each in ("q1", "q3"))
-        return Value(self.factor * value["median"], f" ({quartiles}, {value['count']} rounds)")
+        return Value(self.factor * value["median"], f" ({quartiles})", str(value["count"]))
 
 
 QUANTITIES: dict[str, tuple[Quantity, ...]] = {
@@ -126,15 +127,16 @@ def _compared(settings: Mapping[str, Setting], published: Mapping[Key, Number]) 
         yield Table("not measured", _HEAD, [_row(key, None, number) for key, number in rest.items()])
 
 
-_HEAD = ("system", "minrnn", "paper", "difference")
+_HEAD = ("system", "minrnn", "paper", "difference", "rounds")
 
 
 def _row(key: Key, ours: Value | None, number: Number) -> tuple[str, ...]:
     name, paper = ", ".join(key), f"{number.value:,g}"
     if ours is None:
-        return name, "missing", paper, ""
+        return name, "missing", paper, "", ""
     gap = ours.median - number.value
-    return name, rounded(ours.median) + ours.spread, paper, f"{'+' if gap > 0 else '−'}{rounded(abs(gap))}"
+    difference = f"{'+' if gap > 0 else '−'}{rounded(abs(gap))}"
+    return name, rounded(ours.median) + ours.spread, paper, difference, ours.rounds
 
 
 def rounded(value: float) -> str:
