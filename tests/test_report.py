@@ -142,6 +142,21 @@ def test_no_difference_is_formed_to_scaled_accuracies(tmp_path):
     assert "scaled accuracies" in page
 
 
+@pytest.mark.parametrize(
+    ("experiment", "titles"),
+    [
+        ("formal", ["bucket\\_sort (chance 10.0)", "even\\_pairs (chance 50.0)", "majority (chance 1.6)"]),
+        ("layers", ["1 layer (chance 7.1)"]),
+        ("listops", ["conv + MLP (chance 10.0)"]),
+        ("best", []),
+    ],
+)
+def test_what_guessing_gets_stands_beside_accuracies(experiment, titles, tmp_path):
+    _, page = built(Results(tmp_path), cells([experiment], "laptop"), tmp_path)
+    assert all(f"**{title}**" in page for title in titles)
+    assert ("(chance" in page) is bool(titles)
+
+
 class Page(HTMLParser):
     """Fails on a tag that is not closed; collects links and ids."""
 

@@ -117,7 +117,7 @@ def test_numbers_are_those_worked_out_by_hand():
 
     def found(cell, mean):
         outcomes = [outcome("window", mean, 30.0 + cell.seed, 99.0 + cell.seed), outcome("stream", 900.0, 28.0, 80.0)]
-        return Found(cell, "done", {"outcomes": outcomes, "data": {"mean": 1080.4}})
+        return Found(cell, "done", {"outcomes": outcomes, "data": {"mean": 1080.4}, "parameters": 12345})
 
     cell = of(wanted, "all", "time per action")
     points = [
@@ -138,9 +138,9 @@ def test_numbers_are_those_worked_out_by_hand():
     (table,) = told.tables
     assert table.title == "Hopper medium" and {len(row) for row in table.rows} == {len(table.head)}
     assert table.rows[0] == (
-        "DminGRU", "1,050 ± 71", "1,080", "30.5 ± 0.7", "79.4 ± 8.2", "99.5 ± 0.7", "900 ± 0", "2",
+        "DminGRU", "12,345", "1,050 ± 71", "1,080", "30.5 ± 0.7", "79.4 ± 8.2", "99.5 ± 0.7", "900 ± 0", "2",
     )  # fmt: skip
-    assert table.rows[1] == ("DAaren", "missing", "", "", "80.9", "", "", "")
+    assert table.rows[1] == ("DAaren", "", "missing", "", "", "80.9", "", "", "")
     times, growth = told.more
     assert times.rows == [("Decision Transformer", "2,000", "800", "", ""), ("DminGRU", "2,500", "500", "", "")]
     assert growth.rows == [("Decision Transformer", "1.00", "2.00"), ("DminGRU", "1.00", "1.01")]

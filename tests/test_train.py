@@ -120,8 +120,19 @@ def test_a_run_holds_everything(whole, config):
     assert result["parameters"] == sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("config", ["bf16-mixed"], indirect=True)
-def test_mixed_precision_trains_with_clipped_gradients(config, tmp_path, monkeypatch):
+def test_mixed_precision_trains_with_clipped_gradients(config, kernels, tmp_path, monkeypatch):
+    """On a processor with bfloat16 kernels; without them it says that it takes float32."""
+    mixed, loss = [], TextTask.loss
+
+    def noted(self, model, batch):
+        mixed.append(torch.is_autocast_enabled("cpu"))
+        return loss(self, model, batch)
+
+    monkeypatch.setattr(TextTask, "loss", noted)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: kernels)
     norms, clip = [], torch.nn.utils.clip_grad_norm_
 
     def clipping(parameters, most):
@@ -131,8 +142,11 @@ def test_mixed_precision_trains_with_clipped_gradients(config, tmp_path, monkeyp
 
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipping)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=20, clip=0.25))
-    assert train(config, tmp_path / "run", console=quiet())["held_out"] < 3.2
+    console = Console(file=io.StringIO())
+    assert train(config, tmp_path / "run", console=console)["held_out"] < 3.2
     assert len(norms) == 20 and {most for _, most in norms} == {0.25}
+    assert mixed == [kernels] * 20
+    assert ("precision: 32-true" in console.file.getvalue()) is not kernels
 
 
 def test_training_ends_where_it_no_longer_helps_and_keeps_the_best(config, tmp_path, monkeypatch):

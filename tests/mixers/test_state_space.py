@@ -49,8 +49,8 @@ def some_state(mixer, batch, dtype=torch.float64):
 def mode(request, monkeypatch):
     """With few steps by the recurrence, as usual; and with every step a convolution."""
     if request.param == "convolution":
-        monkeypatch.setattr("minrnn.mixers.s4d.S4D.few", 0)
-        monkeypatch.setattr("minrnn.mixers.s4.S4.few", 0)
+        monkeypatch.setattr("minrnn.mixers.s4d.DiagonalSystem.few", 0)
+        monkeypatch.setattr("minrnn.mixers.s4.LowRankSystem.few", 0)
 
 
 @pytest.mark.parametrize("time", [0, 1, 2, 63])
@@ -58,6 +58,20 @@ def mode(request, monkeypatch):
 def test_whole_chunked_and_stepped_agree(row, time, mode):
     mixer, x = make(row), series(2, time)
     check_chunks(mixer, x, some_state(mixer, 2), list(mixer.parameters()))
+
+
+@pytest.mark.parametrize("row", LAYERS)
+def test_how_many_sequences_there_are_changes_no_output(row):
+    """One alone, in steps; among others, by a response that is followed in steps, then by one from powers."""
+    mixer = make(row)
+    few = mixer.discretize().few
+    for time in (few // 4, few):
+        x = series(few + 1, time)
+        check = [x, *mixer.parameters()]
+        y, state = mixer(x)
+        alone = [mixer(x[:1]), mixer(x[1:])]
+        joined = torch.cat([y for y, _ in alone]), torch.cat([each.tensor for _, each in alone])
+        compare((y, state.tensor), joined, check, x.dtype)
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -62,6 +62,8 @@ class LowRankSystem(System):
         output: C, (D, N/2) complex.
     """
 
+    few = 64
+
     def __init__(self, step: Tensor, diagonal: Tensor, rank: Tensor, input: Tensor, output: Tensor) -> None:
         super().__init__(output)
         self._resolvent = 1 / (1 - diagonal * (step / 2))
@@ -107,8 +109,6 @@ class S4(StateSpace):
     Source: Gu et al., "Efficiently modeling long sequences with structured state spaces" (2022), section 3; the form
     Λ - P P* is of Goel et al., "It's raw! Audio generation with state-space models" (2022), section 4.2.
     """
-
-    few = 32
 
     def __init__(self, width: int, config: S4Config, place: Place = ALONE) -> None:
         super().__init__(width, config, place)

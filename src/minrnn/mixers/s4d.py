@@ -50,6 +50,8 @@ class DiagonalSystem(System):
         output: C, (D, N/2) complex.
     """
 
+    few = 16
+
     def __init__(self, decay: Tensor, input: Tensor, output: Tensor) -> None:
         super().__init__(output)
         self.decay, self.input = decay, input
@@ -88,8 +90,6 @@ class S4D(StateSpace):
     Source: Gu et al., "On the parameterization and initialization of diagonal state space models" (2022), sections 3
     and 4.
     """
-
-    few = 16
 
     def __init__(self, width: int, config: S4DConfig, place: Place = ALONE) -> None:
         super().__init__(width, config, place)

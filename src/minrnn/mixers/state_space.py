@@ -110,11 +110,13 @@ class System(ABC):
     Ā maps real linearly: of each pair of conjugate numbers h holds one, and Ā may see both. All that a sequence needs
     follows from the powers Ā^(2^k). The first T numbers of an impulse response, C Ā^l B̄ with l = i S + s and S near
     the root of T, are the products of the rows C Ā^(i S) with the columns Ā^s B̄, both got by doubling: exact for any
-    T, and neither rows nor columns are larger than the root of T.
+    T, and neither rows nor columns are larger than the root of T. Few steps of few states go one by one instead.
 
     Args:
         output: C, (D, N/2) complex.
     """
+
+    few: ClassVar[int]  # steps, of all states together, that cost less one by one than the powers do
 
     def __init__(self, output: Tensor) -> None:
         self._row = as_real(2 * output.conj())
@@ -146,8 +148,15 @@ class System(ABC):
 
     def respond(self, columns: Tensor, time: int) -> Tensor:
         """The outputs from n states on, if no more comes in: (D, n, N) real to (D, time, n)."""
-        bits, blocks = _split(time)
         states = columns.shape[1]
+        if states * time <= self.few:
+            h, outputs = as_complex(columns).transpose(0, 1), []
+            none = torch.zeros_like(h[..., 0].real)
+            for _ in range(time):
+                outputs.append(self.read(h))
+                h = self.step(h, none)
+            return torch.stack(outputs).permute(2, 0, 1)
+        bits, blocks = _split(time)
         columns = self._series(self.apply, columns, 0, states << bits)
         rows = self._series(self.apply_adjoint, self._row[:, None], bits, blocks)
         return (rows @ columns.mT).unflatten(-1, (1 << bits, states)).flatten(1, 2)[:, :time]
@@ -206,18 +215,16 @@ def _select(x: Tensor, where: Tensor | None) -> Tensor:
 class StateSpace(Mixer):
     """y_t = SSM(x)_t + D ⊙ x_t, each channel with a state of N numbers of its own.
 
-    Whole sequences are convolved with the impulse response of their length, computed for each call; few steps follow
-    the recurrence. The state is complex, (B, D, N/2), and formed when it is looked at (`LazyState`). All of the
-    state-space model stays in float32 in a 16-bit module. D begins as N(0, 1), C as complex N(0, 1), the steps
-    log-uniform in [dt_min, dt_max].
+    Whole sequences are convolved with the impulse response of their length, computed for each call; few steps, and the
+    steps of few sequences, follow the recurrence. The state is complex, (B, D, N/2), and formed when it is looked at
+    (`LazyState`). All of the state-space model stays in float32 in a 16-bit module. D begins as N(0, 1), C as complex
+    N(0, 1), the steps log-uniform in [dt_min, dt_max].
 
     Args:
         width: D.
         config: the options.
         place: of no importance here.
     """
-
-    few: ClassVar[int]  # steps that are faster one by one than as a convolution
 
     def __init__(self, width: int, config: StateSpaceConfig, place: Place = ALONE) -> None:
         super().__init__()
@@ -248,7 +255,7 @@ class StateSpace(Mixer):
             return x * self.D.to(x.dtype), state
         with torch.autocast(x.device.type, enabled=False):
             system, u = self.discretize(), x.to(self.D.dtype)
-            if x.shape[1] <= self.few:
+            if x.shape[1] == 1 or x.shape[0] * x.shape[1] <= system.few:
                 y, state = self._steps(system, u, state, reset)
             else:
                 y, state = self._whole(system, u, state, reset)

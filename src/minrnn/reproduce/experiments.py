@@ -88,7 +88,8 @@ _ALL_TRAINED = (
 )
 _LM = (
     "context of 256, warm-up, cosine, weight decay 0.1 and beta2 0.99 as in nanoGPT's recipe; the paper names none",
-    "bfloat16 arithmetic; training ends when the held-out loss has found no new minimum for 500 steps",
+    "bfloat16 arithmetic where torch has kernels for it; training ends when the held-out loss has found no new minimum "
+    "for 500 steps",
     "the held-out loss is of every character that is held out, in windows from zero state",
     "Mamba without an MLP, as its authors have it, so that dropout, which acts on MLPs, does nothing to it",
     "an MLP of 4 widths with GELU, as in nanoGPT; systems of one width differ in weights, as the table shows",

@@ -14,7 +14,7 @@ _MEASURED = (
     "the data, as measured here; a window of 20 steps, read again for each action, is the published way to act, "
     "streaming carries a state on"
 )
-_HEAD = ("system", "return", "of the data", "D4RL's score", "paper", "behaviour = 100", "streaming", "seeds")
+_HEAD = ("system", "weights", "return", "of the data", "D4RL's score", "paper", "behaviour = 100", "streaming", "seeds")
 _TIMES = ("system", "window", "streaming", "window, compiled", "streaming, compiled")
 _GROWTH = ("system", "window, late / early", "streaming, late / early")
 
@@ -57,8 +57,9 @@ def _outcomes(records: Sequence[Mapping[str, Any]], mode: str, key: str) -> list
 def _row(found: Sequence[Found], number: Number | None) -> tuple[str, ...]:
     records, paper = _done(found), shown(number.value, number.deviation, 1) if number else ""
     if not records:
-        return without(found), "", "", paper, "", "", ""
+        return "", without(found), "", "", paper, "", "", ""
     return (
+        f"{records[0]['parameters']:,}",
         _mean(_outcomes(records, "window", "mean"), 0),
         f"{records[0]['data']['mean']:,.0f}",
         _mean(_outcomes(records, "window", "d4rl"), 1),

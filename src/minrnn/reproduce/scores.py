@@ -9,6 +9,7 @@ from minrnn.reproduce import figures
 from minrnn.reproduce.experiments import Experiment
 from minrnn.reproduce.page import Figure, Found, Table, Told, counted, shown, signed, spread, without
 from minrnn.reproduce.published import Key, Number
+from minrnn.reproduce.trained import task_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
             for (system, its), seeds in places.items()
             if its == column
         ]
-        tables.append(Table(column, head, rows))
+        tables.append(Table(_titled(column, found, measure), head, rows))
     panels = [_curves(column, measure, places, published) for column in columns]
     drawn = []
     if any(panel.series for panel in panels):
@@ -67,6 +68,14 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
         drawn = [Figure(name, caption, figures.draw(name, f"{experiment.title}: {measure.axis}", panels, "step"))]
     told = [sentence for column in columns for sentence in _sentence(column, places, measure)]
     return Told(measure.words, told, tables, [], drawn, [])
+
+
+def _titled(column: str, found: Sequence[Found], measure: Measure) -> str:
+    """The column, and what guessing would get there."""
+    if measure.key != "accuracy":
+        return column
+    task = task_of(next(each.cell.config["task"] for each in found if each.cell.column == column))
+    return f"{column} (chance {measure.factor / task.answers:.{measure.digits}f})".strip()
 
 
 def _row(

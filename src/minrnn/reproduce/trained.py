@@ -29,6 +29,11 @@ TASKS: dict[str, Callable[..., Any]] = {
 }
 
 
+def task_of(task: Table) -> Any:
+    """The task of a cell's config, {"name": ..., its settings}; of a text, its config."""
+    return TASKS[task["name"]](**{name: value for name, value in task.items() if name != "name"})
+
+
 def _cell(experiment: str, system: str, column: str, seed: int, task: Table, backbone: Table, train: Table) -> Cell:
     """A cell whose config holds every default: one that changes is another config."""
     arguments = inspect.signature(TASKS[task["name"]]).parameters.values()

@@ -10,8 +10,8 @@ from rich.console import Console
 
 import minrnn
 from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, SequenceModel, replace_files
+from minrnn.reproduce import trained
 from minrnn.reproduce.cells import Cell
-from minrnn.reproduce.trained import TASKS
 from minrnn.tasks import Task, TextConfig, TextTask
 from minrnn.tasks.corpus import DOWNLOADS
 from minrnn.train import TrainConfig
@@ -20,10 +20,9 @@ from minrnn.train.fit import fit
 
 def make_task(config: dict[str, Any], data: str | None = None) -> Any:
     """The task of a cell's config, {"name": ..., its settings}; `data` says where a text lies."""
-    settings = {name: value for name, value in config.items() if name != "name"}
     if data and config.get("data") in DOWNLOADS:
-        settings |= {"data": data, "sha256": DOWNLOADS[config["data"]].sha256}
-    task = TASKS[config["name"]](**settings)
+        config = {**config, "data": data, "sha256": DOWNLOADS[config["data"]].sha256}
+    task = trained.task_of(config)
     return TextTask(task) if isinstance(task, TextConfig) else task
 
 

@@ -48,6 +48,11 @@ class AnswerTask(ABC):
     def vocabulary(self) -> int:
         """How many different tokens and answers there are; both are counted from 0."""
 
+    @property
+    @abstractmethod
+    def answers(self) -> int:
+        """How many different answers there are; who guesses gets one of so many right."""
+
     @abstractmethod
     def make(self, rng: np.random.Generator, *, held_out: bool) -> Questions:
         """A batch of questions, to train on or to be examined by."""

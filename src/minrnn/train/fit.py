@@ -6,11 +6,12 @@ from contextlib import closing
 from pathlib import Path
 
 import lightning.pytorch as L
+import torch
 from rich.console import Console
 
 from minrnn.models import SequenceModel
 from minrnn.tasks import Task
-from minrnn.train.config import TrainConfig
+from minrnn.train.config import Precision, TrainConfig
 from minrnn.train.files import CheckpointFile, Metrics
 from minrnn.train.module import Journal, Training
 from minrnn.train.progress import Bar
@@ -44,7 +45,7 @@ def fit(model: SequenceModel, task: Task, config: TrainConfig, run: Path, consol
             warnings.filterwarnings("ignore", module=r"lightning\.|torch\.")  # about their own insides
             trainer = L.Trainer(
                 max_steps=config.steps,
-                precision=config.precision,
+                precision=_precision(config, console),
                 devices=config.devices,
                 accelerator="auto",
                 callbacks=[journal, bar],
@@ -73,3 +74,13 @@ def fit(model: SequenceModel, task: Task, config: TrainConfig, run: Path, consol
             "the last checkpoint is unharmed, --resume goes on from it"
         ) from error
     return journal
+
+
+def _precision(config: TrainConfig, console: Console) -> Precision:
+    """What was asked for, but float32 on a processor that torch has no bfloat16 kernels for: there it multiplies number
+    by number, a hundred times slower."""
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if config.precision != "bf16-mixed" or fast or torch.accelerator.is_available():
+        return config.precision
+    console.print("precision: 32-true, for torch has no bfloat16 kernels for this processor", highlight=False)
+    return "32-true"
