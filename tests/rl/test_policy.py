@@ -1,6 +1,7 @@
 """Acting: both modes against the model's own pass over a whole episode, for one environment and for vectors of them."""
 
 import json
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -157,6 +158,18 @@ def test_a_compiled_policy_acts_alike():
         eager = play(policy, observations, rewards)
         policy.compile()
         assert_close(torch.from_numpy(play(policy, observations, rewards)), torch.from_numpy(eager), torch.float32)
+
+
+@pytest.mark.slow
+def test_every_compiled_policy_is_compiled(monkeypatch):
+    """However many there are: Dynamo ends at eight graphs of a function, and then runs it as it is."""
+    graphs, (observations, rewards) = [], random_episode(3, 6)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=lambda graph, _: graphs.append(1) or graph))
+    for count in range(1, 6):
+        policy = Policy(make_model(), target=5.0, mode="stream")
+        policy.compile()
+        play(policy, observations, rewards)
+        assert len(graphs) == 2 * count  # without a state, and with one
 
 
 def test_what_is_handed_out_may_be_changed():

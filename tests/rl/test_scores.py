@@ -15,7 +15,14 @@ def test_the_reference_returns_are_d4rls():
 
 
 def test_a_family_is_known_by_its_name_in_any_version_and_namespace():
-    names = ("Hopper-v5", "mine/Hopper-v0", "hopper-medium-v2", "minrnn/Hopper-v5/medium-v0", "HOPPER")
+    names = (
+        "Hopper-v5",
+        "mine/Hopper-v0",
+        "hopper-medium-v2",
+        "minrnn/Hopper-v5/medium-v0",
+        "HOPPER",
+        "hopper_medium-v2.hdf5",
+    )
     assert {family(name) for name in names} == {"hopper"}
     assert family("mujoco/walker2d/medium-v0") == family("Walker2d-v4") == "walker2d"
     assert {family(name) for name in ("HopperLike-v0", "hopperish/up-v0", "Ant-v5", "")} == {None}

@@ -180,6 +180,11 @@ def test_sources_joined_by_a_plus_follow_each_other(tmp_path, memory, monkeypatc
 def test_a_path_with_a_plus_is_a_path(tmp_path):
     path = write_d4rl(tmp_path / "a+b.hdf5", log(), ENDED)
     assert len(load_episodes(path).lengths) == 3
+    folder = tmp_path / "x+y"
+    folder.mkdir()
+    other = write_d4rl(folder / "b.hdf5", log(), ENDED)
+    assert sources.split(f"{path} + {other}+c") == [str(path), str(other), "c"]
+    assert len(load_episodes(f"{other}+{path}").lengths) == 6
 
 
 def test_a_terminal_wins_over_a_timeout_at_the_same_step(tmp_path):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,6 @@ from minrnn.cli import main
 from minrnn.models import load_model
 from minrnn.rl import DecisionConfig, DecisionModel, OfflineConfig, OfflineTask, Policy
 from minrnn.rl.evaluate import evaluate
-from minrnn.rl.systems import TARGETS
 from minrnn.train import RunConfig, jobs
 from minrnn.train.files import Metrics
 from minrnn.train.module import Interrupted
@@ -114,17 +114,47 @@ def test_references_are_of_the_same_environment(data, monkeypatch):
         (TOY, "Walker2d-v5", TOY, {}),
     ):
         monkeypatch.setattr(jobs, "named_env", lambda data, named=named: named)
+        monkeypatch.setattr(jobs, "check_fits", lambda *arguments: None)  # the toy data are of no Walker
         facts = json.loads(jobs.OfflineJob(OfflineConfig(str(data), asked), None).files()["policy.json"])
         assert (facts["env"], facts["references"]) == (env, references)
 
 
 def test_data_of_another_environment_are_refused(data, tmp_path, monkeypatch, capsys):
+    def refused(data, env):
+        arguments = ["train", "--config", "rl/halfcheetah", "--steps", "1", "--data", str(data), "--env", env]
+        assert main([*arguments, "--out", str(tmp_path / "run")]) == 1
+        assert not (tmp_path / "run").exists()
+        return capsys.readouterr().err
+
+    walker = tmp_path / "walker2d_medium-v2"
+    shutil.copytree(data, walker)
+    for source in (walker, f"{data}+{walker}"):
+        wanted = f"env must be a version of walker2d, of which {walker} is, got HalfCheetah-v5"
+        assert wanted in refused(source, "HalfCheetah-v5")
+    assert "env: observation space of HalfCheetah-v5 must have size 4, as the data, got 17" in refused(
+        data, "HalfCheetah-v5"
+    )
+    assert "env: action space of CartPole-v1 must be a Box" in refused(data, "CartPole-v1")
+    assert "env must be an environment that is installed, got 'Nowhere-v0'" in refused(data, "Nowhere-v0")
     monkeypatch.setattr(jobs, "named_env", lambda data: "Walker2d-v5")
-    arguments = ["train", "--config", "rl/halfcheetah", "--steps", "1", "--data", str(data)]
-    assert main([*arguments, "--out", str(tmp_path / "run")]) == 1
     wanted = f"env must be a version of Walker2d-v5, of which {data} is, got HalfCheetah-v5"
-    assert wanted in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    assert wanted in refused(data, "HalfCheetah-v5")
+
+
+def test_to_learn_from_data_needs_no_simulator(data, monkeypatch):
+    """Without Gymnasium, without MuJoCo, and where a module would be imported for a name."""
+    config = OfflineConfig(str(data), "HalfCheetah-v5")
+    make = gymnasium.make
+
+    def no_mujoco(*arguments, **options):
+        raise gymnasium.error.DependencyNotInstalled("no MuJoCo")
+
+    monkeypatch.setattr(gymnasium, "make", no_mujoco)
+    jobs.OfflineJob(config, None)
+    monkeypatch.setattr(gymnasium, "make", make)
+    jobs.OfflineJob(OfflineConfig(str(data), "nowhere:HalfCheetah-v5"), None)
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    jobs.OfflineJob(config, None)
 
 
 @pytest.mark.parametrize("mixer", ["attention", "mamba", "aaren", "minlstm", "s4"])
@@ -217,14 +247,19 @@ def test_what_cannot_be_trained_is_told(arguments, wanted, tmp_path, monkeypatch
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["hopper", "halfcheetah", "walker2d"])
-def test_presets_are_runs(name, data, tmp_path, capsys):
-    run = tmp_path / "run"
+@pytest.mark.parametrize(("name", "sizes"), [("hopper", (11, 3)), ("halfcheetah", (17, 6)), ("walker2d", (17, 6))])
+def test_presets_are_runs(name, sizes, tmp_path, capsys):
+    run, toys = tmp_path / "run", make_episodes()
+    observations, actions = (
+        np.resize(each, (len(each), size)) for each, size in zip((toys.observations, toys.actions), sizes, strict=True)
+    )
+    toys = dataclasses.replace(toys, observations=observations, actions=actions)
+    data = save_episodes(toys, tmp_path / "data")
     small = ["--steps", "1", "--width", "8", "--layers", "1", "--batch_size", "2"]
     assert main(["train", "--config", f"rl/{name}", "--data", str(data), "--out", str(run), *small]) == 0
     config = RunConfig.of_run(run)
     assert config.kind == "offline" and config.task.env.lower() == f"{name}-v5" and config.train.lr == 1e-3
-    assert Policy.load(run).facts.targets == config.task.targets == TARGETS[name]
+    assert Policy.load(run).facts.targets == [pytest.approx(toys.returns.max())]
 
 
 def test_help_lists_the_keys_of_the_task(capsys):

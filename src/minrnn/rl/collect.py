@@ -172,12 +172,12 @@ def _metadata(dataset: str | os.PathLike[str]) -> dict[str, Any]:
 
 def references(dataset: str | os.PathLike[str]) -> dict[str, float]:
     """The measured returns of the random policy and of the behaviour policy (of medium-replay: the last one), as
-    `random` and `behaviour`; empty for data that `collect` did not make.
+    `random` and `behaviour`; empty for data that `collect` did not make, and for several that are joined.
 
     Args:
         dataset: as `provenance` takes it.
     """
-    record = provenance(dataset)
+    record = provenance(dataset) if len(split(os.fspath(dataset))) == 1 else {}
     return {"random": record["random"]["mean"], "behaviour": record["behaviours"][-1]["mean"]} if record else {}
 
 

@@ -55,6 +55,35 @@ def check_spaces(env: Any, env_id: str, observation_size: int | None = None, act
             raise ValueError(f"env: {name} space of {env_id} must have size {size}, as the data, got {space.shape[0]}")
 
 
+def check_fits(env_id: str, observation_size: int, action_size: int) -> None:
+    """Raise ValueError if an environment cannot be what data of these sizes are of.
+
+    Where Gymnasium, or what it needs for this environment, is not installed, nothing is known of it: to learn from data
+    needs no simulator. Nor is a module imported because of a name that asks for one (`module:Name-v0`).
+
+    Args:
+        env_id: its name.
+        observation_size: numbers in an observation of the data.
+        action_size: numbers in an action of the data.
+    """
+    if ":" in env_id:
+        return
+    try:
+        import gymnasium
+
+        env = make_env(env_id)
+    except ModuleNotFoundError:
+        return
+    except ValueError as error:
+        if isinstance(error.__cause__, ImportError | gymnasium.error.DependencyNotInstalled):
+            return
+        raise
+    try:
+        check_spaces(env, env_id, observation_size, action_size)
+    finally:
+        env.close()
+
+
 def check_limit(env: Any, env_id: str) -> None:
     """Raise ValueError unless a limit of steps ends every episode.
 

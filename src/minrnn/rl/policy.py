@@ -154,7 +154,8 @@ class Policy:
     def compile(self) -> None:
         """Have torch compile the model for the shapes of acting. Windows then always have K steps, those that are not
         there yet after the others, where they change nothing."""
-        self._forward, self._fixed = torch.compile(self.model), True
+        # Apart from other policies': Dynamo stops after eight graphs of a function, and all models share theirs.
+        self._forward, self._fixed = torch.compile(self.model, isolate_recompiles=True), True
 
     def reset(self, mask: np.ndarray | None = None) -> None:
         """Begin new episodes.

@@ -1,5 +1,6 @@
 """The scores of D4RL: 0 is a random policy, 100 an expert (Fu et al. 2020; the constants are those of its -v2 data)."""
 
+import re
 from typing import TypeVar
 
 import numpy as np
@@ -18,10 +19,10 @@ def family(env_id: str) -> str | None:
     """Which of halfcheetah, hopper and walker2d a name is of, in any version and namespace; None where it is of none.
 
     Args:
-        env_id: an environment or data set: `Hopper-v5`, `mine/Hopper-v0`, `hopper-medium-v2`,
-            `mujoco/hopper/medium-v0`.
+        env_id: an environment, a data set or its file: `Hopper-v5`, `mine/Hopper-v0`, `hopper-medium-v2`,
+            `mujoco/hopper/medium-v0`, `hopper_medium-v2.hdf5`.
     """
-    names = (part.partition("-")[0] for part in env_id.lower().split("/"))
+    names = (re.split("[-_.]", part)[0] for part in env_id.lower().split("/"))
     return next((name for name in names if name in REFERENCES), None)
 
 

@@ -53,8 +53,13 @@ def load_episodes(source: str | os.PathLike[str]) -> Episodes:
 
 
 def split(source: str) -> list[str]:
-    """The sources that are joined with `+`; one, where there is a path with a plus in it."""
-    return [source] if os.path.exists(source) else [part.strip() for part in source.split("+")]
+    """The sources that are joined with `+`. A plus in the path of something that is there joins nothing."""
+    parts, pieces = [], source.split("+")
+    while pieces:
+        count = next((n for n in range(len(pieces), 1, -1) if os.path.exists("+".join(pieces[:n]).strip())), 1)
+        parts.append("+".join(pieces[:count]).strip())
+        pieces = pieces[count:]
+    return parts
 
 
 def available_memory() -> int:

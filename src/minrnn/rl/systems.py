@@ -69,12 +69,6 @@ _TUNED = {
     "hopper-medium-replay": (256, 1e-4),
     "walker2d-medium": (128, 1e-4),
 }
-# The returns that Decision Transformers were asked for, by the name of the environment.
-TARGETS: dict[str, list[float]] = {
-    "hopper": [3600.0, 1800.0],
-    "halfcheetah": [12000.0, 6000.0],
-    "walker2d": [5000.0, 2500.0],
-}
 
 
 def usual(mixer: str) -> dict[str, Any]:
@@ -89,8 +83,8 @@ def usual(mixer: str) -> dict[str, Any]:
 def published(mixer: str, dataset: str) -> dict[str, Any]:
     """`usual`, with the width and the training that are published for a data set.
 
-    The Decision Transformer and Aaren have one setting for all (width 128, learning rate 1e-4), and so has S4; the
-    others follow Decision Mamba's code, set by set.
+    The Decision Transformer and Aaren have one setting for all (width 128, learning rate 1e-4); the others follow
+    Decision Mamba's code, set by set. S4 has the Decision Transformer's learning rate: its authors' is not known here.
 
     Args:
         mixer: a key of `SYSTEMS`.

@@ -10,8 +10,10 @@ from rich.console import Console
 from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, SequenceModel, generate, load, load_model
 from minrnn.rl.collect import named_env, references
 from minrnn.rl.decision import DecisionConfig, DecisionModel
+from minrnn.rl.environments import check_fits
 from minrnn.rl.policy import FILE, PolicyFacts
 from minrnn.rl.scores import family
+from minrnn.rl.sources import split
 from minrnn.rl.systems import SYSTEMS
 from minrnn.rl.task import OfflineConfig, OfflineTask
 from minrnn.rl.task import locate as locate_episodes
@@ -120,14 +122,19 @@ class OfflineJob:
         run: of no importance here: the scales of the data follow from the data.
 
     Raises:
-        ValueError: the config's environment is another one than that of the data: more than its version differs.
+        ValueError: the config's environment is another one than that of the data: more than its version differs, or
+            its spaces have other sizes.
     """
 
     def __init__(self, config: OfflineConfig, run: Path | None) -> None:
-        self.task = OfflineTask(config)
         asked, named = config.env, named_env(config.data)
-        if asked and named and len({family(asked), family(named)} - {None}) > 1:
-            raise ValueError(f"env must be a version of {named}, of which {config.data} is, got {asked}")
+        for part in split(config.data):
+            of = named_env(part) or family(Path(part).name)
+            if asked and of and len({family(asked), family(of)} - {None}) > 1:
+                raise ValueError(f"env must be a version of {of}, of which {part} is, got {asked}")
+        self.task = OfflineTask(config)
+        if asked:
+            check_fits(asked, self.task.episodes.observation_size, self.task.episodes.action_size)
         # Returns that were measured in another version are no references in this one.
         known = references(config.data) if asked in (None, named) else {}
         self.facts = PolicyFacts(asked or named, self.task.targets, known)
