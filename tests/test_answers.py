@@ -44,6 +44,20 @@ def test_tokens_and_answers_are_in_the_vocabulary(name):
             assert len(wanted) >= len(tokens) and wanted.min() >= 0 and wanted.max() < TASKS[name].vocabulary
 
 
+@pytest.mark.parametrize("name", ["copying", "bucket_sort", "cycle_navigation", "majority_count", "listops"])
+def test_the_best_constant_answer_is_that_of_the_best_constant_model(name):
+    task = TASKS[name]
+
+    def always(answer):
+        def model(tokens):
+            return torch.nn.functional.one_hot(torch.full_like(tokens, answer), task.vocabulary).float(), None
+
+        return model
+
+    accuracies = [task.evaluate(always(answer))["accuracy"] for answer in range(task.vocabulary)]
+    assert task.constant() == pytest.approx(max(accuracies), abs=1e-12)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_loss_and_accuracy_are_of_the_answers_alone(name):
     task = TASKS[name]

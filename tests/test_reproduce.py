@@ -118,7 +118,9 @@ def test_what_is_there_is_not_measured_again(tmp_path):
 
 def test_results_of_another_config_or_version_are_not_mixed(tmp_path, monkeypatch):
     results = Results(tmp_path)
-    results.write(cell(), {"result": {"held_out": 1.0}})
+    results.write(cell(), {"facts": {}})
+    assert results.read(cell()) is None  # neither measured nor failed: as good as torn
+    results.write(cell(), {"result": {"held_out": 1.0}, "seconds": 1.0, "facts": {}})
     assert results.read(cell())["result"] == {"held_out": 1.0}
     with pytest.raises(
         ValueError, match=r"must be a cell with config.train.lr = 0.5, got 0.001: results are not mixed"
@@ -175,7 +177,7 @@ def test_a_cell_is_measured_by_one_process_at_a_time(tmp_path):
         while "another process is at work on it" not in screen.getvalue():
             time.sleep(0.01)
         assert ended == []
-        results.write(cell(), {"result": {}})
+        results.write(cell(), {"result": {}, "seconds": 1.0, "facts": {}})
     thread.join()
     assert ended == [True] and not list((tmp_path / "work").rglob("*.lock"))
     worker.measure(cell(), results, None, quiet(), None)
@@ -194,7 +196,7 @@ def test_a_process_that_ends_after_its_cell_loses_nothing(tmp_path, monkeypatch)
     results = Results(tmp_path)
 
     def begin(arguments, **kwargs):
-        results.write(cell(), {"result": {"held_out": 1.0}, "seconds": 1.0})
+        results.write(cell(), {"result": {"held_out": 1.0}, "seconds": 1.0, "facts": {}})
         return start([sys.executable, "-c", script], **kwargs)
 
     monkeypatch.setattr("minrnn.reproduce.runner.subprocess.Popen", begin)

@@ -273,7 +273,7 @@ def test_ctrl_c_gives_back_terminal_signals_and_warnings(config, tmp_path, monke
 def test_a_second_request_is_obeyed_at_once_and_close_gives_all_back(signum, tmp_path):
     before = [signal.getsignal(each) for each in AT_ONCE]
     screen = io.StringIO()
-    journal = Journal(tmp_path, Metrics(tmp_path / "metrics.jsonl"), Console(file=screen))
+    journal = Journal(tmp_path, Metrics(tmp_path / "metrics.jsonl"), Console(file=screen), "32-true")
     try:
         trainer = SimpleNamespace(is_global_zero=False, global_step=0)
         journal.on_train_start(trainer, SimpleNamespace(config=TrainConfig()))

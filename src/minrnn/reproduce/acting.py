@@ -38,12 +38,14 @@ def act(cell: Cell, work: Path, data: str | None, console: Console) -> dict[str,
 
     Returns:
         What `fitted` does, with `outcomes`, one for each mode of acting and each target: as `scores` has them, and all
-        returns; `references`, the measured returns of other policies; and `data`, the episodes in short. The result has
+        returns; `references`, the measured returns of other policies; and `data`, the episodes in short, and whether
+        they are those that the policies gave before (`digest`). The result has
         the first outcome's `mean`.
     """
-    wanted = cell.config["data"]
+    wanted, digest = cell.config["data"], ""
     if "collect" in wanted:
-        source, env = _collected(wanted["collect"], work.parents[1] / "episodes", console), wanted["collect"]["env"]
+        env = wanted["collect"]["env"]
+        source, digest = _collected(wanted["collect"], work.parents[1] / "episodes", console)
     else:
         source, env = _files(wanted["files"], data), wanted["env"]
     config = RunConfig.from_dict({**cell.config["table"], "data": source, "seed": cell.seed})
@@ -63,7 +65,7 @@ def act(cell: Cell, work: Path, data: str | None, console: Console) -> dict[str,
             outcomes.append({**outcome, "returns": returns.tolist(), "lengths": lengths.tolist()})
     record["result"]["mean"] = outcomes[0]["mean"]
     episodes = task.episodes
-    about = {"episodes": len(episodes.lengths), "steps": len(episodes.rewards), "sha256": task.sha256}
+    about = {"episodes": len(episodes.lengths), "steps": len(episodes.rewards), "sha256": task.sha256, "digest": digest}
     return {
         **record,
         "outcomes": outcomes,
@@ -73,12 +75,11 @@ def act(cell: Cell, work: Path, data: str | None, console: Console) -> dict[str,
     }
 
 
-def _collected(settings: dict[str, Any], folder: Path, console: Console) -> str:
-    """The directory of a data set of our own, rolled if it is not there."""
+def _collected(settings: dict[str, Any], folder: Path, console: Console) -> tuple[str, str]:
+    """The directory of a data set of our own, rolled if it is not there, and how its digest relates to the first."""
     config = CollectConfig(**settings)
     out = folder / f"{config.env}-{config.quality}-{config.steps}"
-    collect(config, out=out, console=console)
-    return str(out)
+    return str(out), collect(config, out=out, console=console)["digest"]
 
 
 def _files(names: list[str], folder: str | None) -> str:

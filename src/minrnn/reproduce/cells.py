@@ -87,7 +87,7 @@ class Results:
         return record is not None and "error" not in record
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
-        """What was measured, or why it failed; None where there is nothing, or a file that is torn.
+        """What was measured, or why it failed; None where there is nothing, or a file that is torn or has neither.
 
         Raises:
             ValueError: the file is of another version, or of the same cell with another config.
@@ -107,7 +107,7 @@ class Results:
                 f"reproduce: {path} must be a cell with {name} = {want!r}, got {got!r}: results are not "
                 "mixed; move them away, or choose another folder with --out"
             )
-        return record
+        return record if "facts" in record and record.keys() & {"error", "seconds"} else None
 
     def write(self, cell: Cell, record: dict[str, Any]) -> None:
         """Put `record` into the file of a cell, beside what the cell is."""

@@ -97,7 +97,7 @@ def _section(name: str, experiment: Experiment, scale: Scale, found: Sequence[Fo
         known=[*_sure(published), *NOTES.get(name, ())],
         shared=_shared([each.cell.config for each in found]),
         cost=_cost([each.record["seconds"] for each in done]),
-        origins=_origins([each.record["facts"] for each in done]),
+        origins=_origins(done),
     )
 
 
@@ -133,7 +133,8 @@ def _cost(seconds: Sequence[float]) -> str:
     if not seconds:
         return ""
     low, middle, high = (duration(choose(seconds)) for choose in (min, statistics.median, max))
-    return f"{duration(sum(seconds))} in all; a cell took {low} to {high}, half of them at most {middle}"
+    added = f"{duration(sum(seconds))}, all cells added up, of which several may have run at once"
+    return f"{added}; a cell took {low} to {high}, half of them at most {middle}"
 
 
 def duration(seconds: float) -> str:
@@ -144,11 +145,17 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _origins(facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Code, versions and machines, each combination with the number of its cells."""
+def _origins(done: Sequence[Found]) -> list[str]:
+    """Code, versions, machines and their arithmetic, each combination with the number of its cells."""
     origins: dict[str, list[str]] = {}
-    for each in facts:
-        where = each["gpu"]["name"] if each["gpu"] else f"{each['cpu']}, {each['cores']} cores"
+    for found in done:
+        each, config = found.record["facts"], found.cell.config
+        where = (
+            each["gpu"]["name"] if each["gpu"] else f"{each['cpu']} ({each['cpu_capability']}), {each['cores']} cores"
+        )
+        asked = config.get("train", config.get("table", {})).get("precision")
+        if precision := found.record.get("precision", asked):
+            where += f", {precision}"
         commit = re.sub(r"^(.{12})[0-9a-f]*", r"commit \1", each["commit"]) if each["commit"] else "an installed copy"
         versions = f"minrnn {each['minrnn']} ({commit}), torch {each['torch']}, Python {each['python']}"
         origins.setdefault(f"{versions}; {where}, {each['threads']} threads, {each['system']}", []).append(each["date"])

@@ -11,8 +11,9 @@ from minrnn.reproduce.published import Key, Number
 _MEASURED = (
     "Undiscounted returns, a mean over episodes in the environment, after the last training step; D4RL's score has 0 "
     "for its random policy and 100 for its expert, the other one 0 for the random policy and 100 for the policy behind "
-    "the data, as measured here; a window of 20 steps, read again for each action, is the published way to act, "
-    "streaming carries a state on"
+    "the data (of medium-replay: the last of them), as measured here; a window of 20 steps, read again for each "
+    "action, is the published way to act, streaming carries a state on, or, in the Decision Transformer, a cache that "
+    "grows"
 )
 _HEAD = ("system", "weights", "return", "of the data", "D4RL's score", "paper", "behaviour = 100", "streaming", "seeds")
 _TIMES = ("system", "window", "streaming", "window, compiled", "streaming, compiled")
@@ -41,7 +42,8 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
         Table("microseconds per action of one environment", _TIMES, _times(points)),
         Table("growth within an episode of 1,000 steps", _GROWTH, _growth(points)),
     ]
-    return Told(_MEASURED, [*_sentences(places), *_speed(points)], tables, times if points else [], [], [])
+    sentences = [*_sentences(places), *_speed(points), *_other_data(found)]
+    return Told(_MEASURED, sentences, tables, times if points else [], [], [])
 
 
 def _done(found: Sequence[Found]) -> list[Mapping[str, Any]]:
@@ -77,7 +79,10 @@ def _mean(values: Sequence[float], digits: int) -> str:
 def _times(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     rows: dict[str, dict[tuple[str, bool], str]] = {}
     for point in points:
-        rows.setdefault(point["system"], {})[point["mode"], point["compiled"]] = f"{point['time']['median']:,.0f}"
+        grows = "" if point["constant"] else f"{point['early']:,.0f} to {point['late']:,.0f}"
+        rows.setdefault(point["system"], {})[point["mode"], point["compiled"]] = (
+            grows or f"{point['time']['median']:,.0f}"
+        )
     columns = [(mode, compiled) for compiled in (False, True) for mode in ("window", "stream")]
     return [(system, *(times.get(column, "") for column in columns)) for system, times in rows.items()]
 
@@ -105,9 +110,23 @@ def _sentences(places: Mapping[Key, Sequence[Found]]) -> list[str]:
 
 def _speed(points: Sequence[Mapping[str, Any]]) -> list[str]:
     """The streaming minimal RNNs against the Decision Transformer's window."""
-    ratios = [
-        f"{point['system']} {point['speedup']['median']:.1f}"
-        for point in points
-        if point["system"].startswith("Dmin") and point["mode"] == "stream" and not point["compiled"]
-    ]
-    return [f"Decision Transformer's time per action over that of streaming: {', '.join(ratios)}."] if ratios else []
+    told = []
+    for compiled, how in ((False, "eager"), (True, "both compiled")):
+        ratios = [
+            f"{point['system']} {point['speedup']['median']:.1f}"
+            for point in points
+            if point["system"].startswith("Dmin") and point["mode"] == "stream" and point["compiled"] == compiled
+        ]
+        told += [f"{', '.join(ratios)} ({how})"] if ratios else []
+    what = "Time per action of a Decision Transformer that reads its window again, over that of streaming"
+    return [f"{what}: {'; '.join(told)}."] if told else []
+
+
+def _other_data(found: Sequence[Found]) -> list[str]:
+    """Cells whose episodes are not those that the same policies gave first."""
+    told: dict[str, list[str]] = {}
+    for each in found:
+        if "MISMATCH" in (digest := each.record.get("data", {}).get("digest", "")):
+            told.setdefault(digest, []).append(each.cell.name)
+    return [f"Learned from other episodes than the policies gave first: {', '.join(names)} ({digest})."
+            for digest, names in told.items()]  # fmt: skip

@@ -47,6 +47,7 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
     for each in found:
         places.setdefault((each.cell.system, each.cell.column), []).append(each)
     columns = dict.fromkeys(column for _, column in places)
+    exams = {column: exam for column in columns if (exam := _exam(column, found, measure))}
     base = experiment.baseline
     head = ("system", "weights", "minrnn", "paper", "difference", *([f"against {base}"] if base else []), "seeds")
     tables = []
@@ -57,7 +58,9 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
             for (system, its), seeds in places.items()
             if its == column
         ]
-        tables.append(Table(_titled(column, found, measure), head, rows))
+        exam = exams.get(column)
+        title = f"{column} (one constant answer: {exam.constant:.{measure.digits}f})" if exam else column
+        tables.append(Table(title, head, rows))
     panels = [_curves(column, measure, places, published) for column in columns]
     drawn = []
     if any(panel.series for panel in panels):
@@ -66,16 +69,37 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
             caption += " Dashed and without markers: the paper's number"
             caption += ", with a large open marker at its step." if any(panel.points for panel in panels) else "."
         drawn = [Figure(name, caption, figures.draw(name, f"{experiment.title}: {measure.axis}", panels, "step"))]
-    told = [sentence for column in columns for sentence in _sentence(column, places, measure)]
+    if experiment.along == "systems":
+        told = [sentence for column in columns for sentence in _sentence(column, places, measure, exams.get(column))]
+    else:
+        told = list(_along_columns(places, measure))
     return Told(measure.words, told, tables, [], drawn, [])
 
 
-def _titled(column: str, found: Sequence[Found], measure: Measure) -> str:
-    """The column, and what guessing would get there."""
-    if measure.key != "accuracy":
-        return column
-    task = task_of(next(each.cell.config["task"] for each in found if each.cell.column == column))
-    return f"{column} (chance {measure.factor / task.answers:.{measure.digits}f})".strip()
+@dataclass(frozen=True)
+class Exam:
+    """What the examination of a column can tell apart, in the unit of the table.
+
+    Args:
+        constant: the accuracy of the best constant answer.
+        questions: how many there are.
+    """
+
+    constant: float
+    questions: int
+
+    def error(self, accuracy: float) -> float:
+        """The standard error of an accuracy that so many questions have shown."""
+        return (accuracy * (MEASURES["accuracy"].factor - accuracy) / self.questions) ** 0.5
+
+
+def _exam(column: str, found: Sequence[Found], measure: Measure) -> Exam | None:
+    """Of a column in which an accuracy has been measured."""
+    its = [each.cell.config["task"] for each in found if each.cell.column == column and each.state == "done"]
+    if measure.key != "accuracy" or not its:
+        return None
+    task = task_of(its[0])
+    return Exam(measure.factor * task.constant(), task.examination * task.batch_size)
 
 
 def _row(
@@ -141,8 +165,9 @@ def _curves(
     )
 
 
-def _sentence(column: str, places: Mapping[Key, Sequence[Found]], measure: Measure) -> Iterator[str]:
-    """Which systems of a column are first and which last; rounding may make several equal."""
+def _sentence(column: str, places: Mapping[Key, Sequence[Found]], measure: Measure, exam: Exam | None) -> Iterator[str]:
+    """Which systems of a column are first and which last, as far as they can be told apart; rounding may make several
+    equal."""
     means = {system: mean for (system, its), found in places.items()
              if its == column and (mean := _mean(found, measure)) is not None}  # fmt: skip
     if len(means) < 2:
@@ -150,7 +175,30 @@ def _sentence(column: str, places: Mapping[Key, Sequence[Found]], measure: Measu
     ranks: dict[str, list[str]] = {}
     for system, mean in sorted(means.items(), key=lambda each: each[1]):
         ranks.setdefault(f"{mean:.{measure.digits}f}", []).append(system)
-    low, high = (f"{', '.join(ranks[value])} ({value})" for value in (next(iter(ranks)), next(reversed(ranks))))
-    ends = ("highest", high, "lowest", low) if measure.key == "accuracy" else ("lowest", low, "highest", high)
-    told = "all equal ({})".format(*ranks) if len(ranks) == 1 else "{} {}; {} {}".format(*ends)
+    low, high = next(iter(ranks)), next(reversed(ranks))
+    ends = [f"{', '.join(ranks[each])} ({each})" for each in (low, high)]
+    told = "lowest {}; highest {}".format(*ends)
+    if exam:
+        told = "highest {1}; lowest {0}".format(*ends)
+        span, most = low if low == high else f"{low} to {high}", max(means.values())
+        if most <= exam.constant + 2 * exam.error(exam.constant):
+            told = f"nobody does better than one constant answer ({span}; {exam.constant:.{measure.digits}f})"
+        elif low == high:
+            told = f"all equal ({span})"
+        elif most - min(means.values()) <= 2 * 2**0.5 * exam.error(most):
+            told = f"not told apart by so few questions ({span})"
     yield f"{column}: {told}." if column else f"{told[0].upper()}{told[1:]}."
+
+
+def _along_columns(places: Mapping[Key, Sequence[Found]], measure: Measure) -> Iterator[str]:
+    """What each system does from column to column."""
+    systems = dict.fromkeys(system for system, _ in places)
+    for name in systems:
+        values = {column: _values(found, measure) for (system, column), found in places.items() if system == name}
+        told = [
+            f"{column} {shown(statistics.mean(each), spread(each), measure.digits)}"
+            for column, each in values.items()
+            if each
+        ]
+        if told:
+            yield f"{name}: {', '.join(told)}."

@@ -53,6 +53,7 @@ QUANTITIES: dict[str, tuple[Quantity, ...]] = {
         Quantity("time in ms", "time of a training step, ms", "seconds", 1e3),
         Quantity("speed-up", "speed-up", "speedup_over"),
         Quantity("memory", "peak memory of a training step, MB", "peak_bytes", 1e-6),
+        Quantity("memory ratio", "peak memory as a multiple", "memory_over"),
     ),
     "inference": (
         Quantity("context", "time to read the context, ms", "prefill", 1e3),
@@ -83,6 +84,8 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
             width = f", width {point['width']}" if "width" in point else ""
             title = f"batch {point['batch']}{width}, on the {'GPU' if record['device'] == 'cuda' else 'CPU'}"
             setting = settings.setdefault(title, Setting(point["batch"]))
+            if "peak_bytes" in point:
+                point = {**point, "memory_over": _multiples(point, record["points"])}
             for quantity in quantities:
                 lines = setting.lines.setdefault(quantity, {})
                 for line, value in quantity.of(point):
@@ -101,6 +104,16 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
             for reason, lengths in reasons.items()
         ],
     )
+
+
+def _multiples(point: Point, others: Sequence[Point]) -> dict[str, float]:
+    """The peak memory of a system over that of those that its time is set against."""
+    peaks = {other["system"]: other["peak_bytes"] for other in others}
+    return {
+        other: point["peak_bytes"] / peaks[other]
+        for other in point["speedup_over"]
+        if point["peak_bytes"] and peaks.get(other)
+    }
 
 
 def _place(quantity: Quantity, setting: Setting, length: int) -> str:
@@ -135,7 +148,7 @@ def _row(key: Key, ours: Value | None, number: Number) -> tuple[str, ...]:
     if ours is None:
         return name, "missing", paper, "", ""
     gap = ours.median - number.value
-    difference = f"{'+' if gap > 0 else '−'}{rounded(abs(gap))}"
+    difference = f"{'+' if gap > 0 else '−' if gap else ''}{rounded(abs(gap))}"
     return name, rounded(ours.median) + ours.spread, paper, difference, ours.rounds
 
 
@@ -147,7 +160,10 @@ def rounded(value: float) -> str:
 def _table(title: str, quantity: Quantity, lines: Lines) -> Table:
     lengths = sorted({length for values in lines.values() for length in values})
     rows = [
-        (line, *(rounded(values[length].median) if length in values else "" for length in lengths))
+        (
+            line,
+            *(rounded(values[length].median) + values[length].spread if length in values else "" for length in lengths),
+        )
         for line, values in lines.items()
     ]
     return Table(f"{title}: {quantity.title}", ("length", *(f"{length:,}" for length in lengths)), rows)

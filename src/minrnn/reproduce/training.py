@@ -56,7 +56,8 @@ def fitted(
 
     Returns:
         The `metrics` of each step after which the held-out loss was measured, with the training loss of a step near it;
-        the `result`, which is the last of them, and the `best`, by that loss; `parameters` and `seconds`.
+        the `result`, which is the last of them, and the `best`, by that loss; `parameters`, `seconds`, and the
+        `precision` that was used.
 
     Raises:
         ValueError: what is at work is damaged, or the loss is no longer finite; it is thrown away, for another try
@@ -83,5 +84,6 @@ def fitted(
         "best": min(measured, key=lambda line: line["held_out"]),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": round(journal.seconds, 1),
+        "precision": journal.precision,
         "metrics": measured,
     }

@@ -155,7 +155,8 @@ class Policy:
         """Have torch compile the model for the shapes of acting. Windows then always have K steps, those that are not
         there yet after the others, where they change nothing."""
         # Apart from other policies': Dynamo stops after eight graphs of a function, and all models share theirs.
-        self._forward, self._fixed = torch.compile(self.model, isolate_recompiles=True), True
+        self._forward = torch.compile(self.model, isolate_recompiles=True)  # pyright: ignore[reportCallIssue]
+        self._fixed = True
 
     def reset(self, mask: np.ndarray | None = None) -> None:
         """Begin new episodes.

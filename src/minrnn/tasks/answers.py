@@ -48,11 +48,6 @@ class AnswerTask(ABC):
     def vocabulary(self) -> int:
         """How many different tokens and answers there are; both are counted from 0."""
 
-    @property
-    @abstractmethod
-    def answers(self) -> int:
-        """How many different answers there are; who guesses gets one of so many right."""
-
     @abstractmethod
     def make(self, rng: np.random.Generator, *, held_out: bool) -> Questions:
         """A batch of questions, to train on or to be examined by."""
@@ -64,6 +59,15 @@ class AnswerTask(ABC):
     def held_out(self, index: int) -> Questions:
         """The evaluation batch `index`, always the same; no training batch shares its random numbers."""
         return self.make(np.random.default_rng((0, index, HELD_OUT)), held_out=True)
+
+    def constant(self) -> float:
+        """The accuracy, as `evaluate` has it, of always giving the one answer that is right most often."""
+        shares = torch.zeros(self.vocabulary, dtype=torch.float64)
+        for index in range(self.examination):
+            targets = self.held_out(index).targets
+            answers = targets[targets != IGNORED]
+            shares += torch.bincount(answers, minlength=self.vocabulary).double() / len(answers)
+        return shares.max().item() / self.examination
 
     def loss(self, model: Model, batch: Questions) -> Tensor:
         """Mean cross-entropy of the answers in nats."""

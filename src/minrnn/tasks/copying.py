@@ -58,11 +58,6 @@ class SelectiveCopying(AnswerTask):
         """V."""
         return self.size
 
-    @property
-    def answers(self) -> int:
-        """V - 2."""
-        return self.size - 2
-
     def make(self, rng: np.random.Generator, *, held_out: bool) -> Questions:
         """(B, L + K) or (B, L + 2K) tokens; what is held out is drawn as what is trained on."""
         blank, cue = (self.size - 1, 0) if self.convention == "minrnn" else (0, self.size - 1)

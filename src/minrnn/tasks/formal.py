@@ -120,11 +120,6 @@ class FormalLanguage(AnswerTask):
         """Symbols and the empty token, or answers, whichever are more."""
         return max(self.language.symbols + 1, self.language.answers)
 
-    @property
-    def answers(self) -> int:
-        """The language's."""
-        return self.language.answers
-
     def make(self, rng: np.random.Generator, *, held_out: bool) -> Questions:
         """Words of one random length, what follows them, and their answers."""
         shortest, longest = self.examined if held_out else self.trained

@@ -66,11 +66,6 @@ class ListOps(AnswerTask):
         """Digits, opening brackets with their operations, the closing bracket, and padding."""
         return PAD + 1
 
-    @property
-    def answers(self) -> int:
-        """Digits."""
-        return 10
-
     def make(self, rng: np.random.Generator, *, held_out: bool) -> Questions:
         """Questions of random lengths, padded on the right to the longest of the batch."""
         made = [self._question(rng) for _ in range(self.batch_size)]

@@ -28,7 +28,7 @@ def fit(model: SequenceModel, task: Task, config: TrainConfig, run: Path, consol
         console: where progress is shown.
 
     Returns:
-        The journal of the run: seconds, the lowest held-out loss and its step.
+        The journal of the run: seconds, the lowest held-out loss and its step, the precision that was used.
 
     Raises:
         ValueError: the checkpoint is not right, or the loss is no longer finite.
@@ -38,14 +38,14 @@ def fit(model: SequenceModel, task: Task, config: TrainConfig, run: Path, consol
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    journal = Journal(run, Metrics(run / "metrics.jsonl"), console)
+    journal = Journal(run, Metrics(run / "metrics.jsonl"), console, _precision(config, console))
     checkpoint = journal.checkpoint if journal.checkpoint.exists() else None
     try:
         with closing(journal), closing(Bar(console, journal)) as bar, warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\.|torch\.")  # about their own insides
             trainer = L.Trainer(
                 max_steps=config.steps,
-                precision=_precision(config, console),
+                precision=journal.precision,
                 devices=config.devices,
                 accelerator="auto",
                 callbacks=[journal, bar],

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from minrnn.models import SequenceModel, parameter_groups, save
 from minrnn.tasks import Task
-from minrnn.train.config import TrainConfig
+from minrnn.train.config import Precision, TrainConfig
 from minrnn.train.files import Metrics
 
 # What a second request to stop does, whatever the handlers were before the run.
@@ -84,8 +84,11 @@ class Journal(L.Callback):
     `on_train_start` to `close` signals are its own.
     """
 
-    def __init__(self, run: Path, metrics: Metrics, console: Console, log_every: int = 10) -> None:
+    def __init__(
+        self, run: Path, metrics: Metrics, console: Console, precision: Precision, log_every: int = 10
+    ) -> None:
         self.run, self.metrics, self.console, self.log_every = run, metrics, console, log_every
+        self.precision = precision  # that is used
         self.seconds = 0.0  # of all sessions of this run
         self.loss = math.nan  # the latest
         self.held_out: float | None = None  # the latest
