@@ -88,7 +88,7 @@ class Journal(L.Callback):
         self, run: Path, metrics: Metrics, console: Console, precision: Precision, log_every: int = 10
     ) -> None:
         self.run, self.metrics, self.console, self.log_every = run, metrics, console, log_every
-        self.precision = precision  # that is used
+        self.precision: Precision = precision  # that is used
         self.seconds = 0.0  # of all sessions of this run
         self.loss = math.nan  # the latest
         self.held_out: float | None = None  # the latest
