@@ -5,6 +5,7 @@ import re
 
 import gymnasium
 import imageio.v3 as imageio
+import mujoco
 import numpy as np
 import pytest
 import torch
@@ -12,8 +13,9 @@ from offline_toys import ACTIONS, ENDLESS, TOY, make_model
 
 from minrnn.cli import main
 from minrnn.rl import Policy, PolicyFacts, normalized
+from minrnn.rl.environments import make_env
 from minrnn.rl.evaluate import evaluate, latency, scores
-from minrnn.rl.watch import watch
+from minrnn.rl.watch import follow, watch
 
 HOPPER = {"size": 11, "actions": 3, "context": 20}
 
@@ -206,6 +208,16 @@ def can_draw():
     except ValueError as error:
         return str(error)
     return ""
+
+
+@pytest.mark.parametrize("name", ["Hopper-v5", "HalfCheetah-v5", "Walker2d-v5"])
+def test_the_camera_follows_what_runs(name):
+    with make_env(name, render_mode="rgb_array") as env:
+        follow(env)
+        mode = env.unwrapped.model.cam_mode[env.unwrapped.mujoco_renderer.camera_id]
+        assert mode == mujoco.mjtCamLight.mjCAMLIGHT_TRACKCOM
+    with make_env(TOY) as env:
+        follow(env)  # which has no camera
 
 
 @pytest.mark.parametrize("name", ["episode.mp4", "episode.gif"])

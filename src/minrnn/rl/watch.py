@@ -50,6 +50,7 @@ def watch(policy: Policy, env_id: str, out: Path, *, steps: int = 1000, seed: in
         check_spaces(env, env_id, policy.model.config.observation_size, policy.model.config.action_size)
         observation, _ = env.reset(seed=seed)
         policy.reset()
+        follow(env)
         frame = _first_frame(env, backend)
         rate = int(env.metadata.get("render_fps", 30))
         every = -(-rate // FASTEST)
@@ -83,6 +84,19 @@ def _choose_backend() -> str:
             raise ValueError(f"watch: drawing without a display needs a library that is not here: {packages}")
         os.environ["MUJOCO_GL"] = found[0]
     return os.environ.get("MUJOCO_GL") or "glfw"
+
+
+def follow(env: Any) -> None:
+    """Draw with MuJoCo's camera `track`, where the model has one: Gymnasium's stands still, and what runs leaves its sight.
+
+    Args:
+        env: any environment, made to be drawn.
+    """
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is not None:
+        import mujoco
+
+        renderer.camera_id = mujoco.mj_name2id(env.unwrapped.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
 
 
 def _first_frame(env: Any, backend: str) -> np.ndarray:
