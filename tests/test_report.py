@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -44,6 +46,20 @@ def rows(markdown):
 
 def of(wanted, system, column=""):
     return [cell for cell in wanted if (cell.system, cell.column) == (system, column)]
+
+
+@pytest.mark.parametrize("scale", ["laptop", "paper"])
+def test_the_committed_pages_are_of_the_committed_cells(scale, tmp_path):
+    """`minrnn reproduce --report --scale SCALE` brings them up to date."""
+    committed = Path(__file__).parent.parent / "results" / scale
+    for cell in committed.glob("*/*.json"):
+        (tmp_path / cell.parent.name).mkdir(exist_ok=True)
+        shutil.copy(cell, tmp_path / cell.parent.name)
+    html, markdown = built(Results(tmp_path), cells(EXPERIMENTS, scale), tmp_path, scale)
+    assert markdown == (committed / "report.md").read_text(encoding="utf-8")
+    assert html == (committed / "report.html").read_text(encoding="utf-8")
+    figures = {path.name: path.read_text() for path in (tmp_path / "figures").iterdir()}
+    assert figures == {path.name: path.read_text() for path in (committed / "figures").iterdir()}
 
 
 @pytest.fixture

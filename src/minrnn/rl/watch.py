@@ -87,7 +87,7 @@ def _choose_backend() -> str:
 
 
 def follow(env: Any) -> None:
-    """Draw with MuJoCo's camera `track`, where the model has one: Gymnasium's stands still, and what runs leaves its sight.
+    """Draw with MuJoCo's camera `track`, if there is one: Gymnasium's stands still, and what runs is soon out of sight.
 
     Args:
         env: any environment, made to be drawn.
