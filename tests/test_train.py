@@ -132,6 +132,7 @@ def test_mixed_precision_trains_with_clipped_gradients(config, kernels, tmp_path
 
     monkeypatch.setattr(TextTask, "loss", noted)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: kernels)
     norms, clip = [], torch.nn.utils.clip_grad_norm_
 
@@ -143,7 +144,8 @@ def test_mixed_precision_trains_with_clipped_gradients(config, kernels, tmp_path
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clipping)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=20, clip=0.25))
     console = Console(file=io.StringIO())
-    assert train(config, tmp_path / "run", console=console)["held_out"] < 3.2
+    result = train(config, tmp_path / "run", console=console)
+    assert result["held_out"] < 3.2 and result["precision"] == ("bf16-mixed" if kernels else "32-true")
     assert len(norms) == 20 and {most for _, most in norms} == {0.25}
     assert mixed == [kernels] * 20
     assert ("precision: 32-true" in console.file.getvalue()) is not kernels

@@ -47,10 +47,11 @@ def some_state(mixer, batch, dtype=torch.float64):
 
 @pytest.fixture(params=["usual", "convolution"])
 def mode(request, monkeypatch):
-    """With few steps by the recurrence, as usual; and with every step a convolution."""
+    """With few steps by the recurrence, as usual; and with all but single steps a convolution by powers."""
     if request.param == "convolution":
         monkeypatch.setattr("minrnn.mixers.s4d.DiagonalSystem.few", 0)
         monkeypatch.setattr("minrnn.mixers.s4.LowRankSystem.few", 0)
+        monkeypatch.setattr("minrnn.mixers.state_space.CARRIED", 1)
 
 
 @pytest.mark.parametrize("time", [0, 1, 2, 63])

@@ -131,28 +131,33 @@ def test_data_of_another_environment_are_refused(data, tmp_path, monkeypatch, ca
     for source in (walker, f"{data}+{walker}"):
         wanted = f"env must be a version of walker2d, of which {walker} is, got HalfCheetah-v5"
         assert wanted in refused(source, "HalfCheetah-v5")
+    hopper = tmp_path / "hopper_medium-v2"
+    shutil.copytree(data, hopper)
+    both = OfflineConfig(f"{hopper}+{walker}")
+    with pytest.raises(ValueError, match=f"data must be of one environment, got {hopper} of hopper and {walker} of"):
+        jobs.OfflineJob(both, None)
     assert "env: observation space of HalfCheetah-v5 must have size 4, as the data, got 17" in refused(
         data, "HalfCheetah-v5"
     )
     assert "env: action space of CartPole-v1 must be a Box" in refused(data, "CartPole-v1")
-    assert "env must be an environment that is installed, got 'Nowhere-v0'" in refused(data, "Nowhere-v0")
     monkeypatch.setattr(jobs, "named_env", lambda data: "Walker2d-v5")
     wanted = f"env must be a version of Walker2d-v5, of which {data} is, got HalfCheetah-v5"
     assert wanted in refused(data, "HalfCheetah-v5")
 
 
 def test_to_learn_from_data_needs_no_simulator(data, monkeypatch):
-    """Without Gymnasium, without MuJoCo, and where a module would be imported for a name."""
+    """Without Gymnasium, without MuJoCo, without what draws, and where a module would be imported for a name."""
     config = OfflineConfig(str(data), "HalfCheetah-v5")
-    make = gymnasium.make
+    for error in (gymnasium.error.DependencyNotInstalled("no MuJoCo"), RuntimeError("invalid value for MUJOCO_GL")):
 
-    def no_mujoco(*arguments, **options):
-        raise gymnasium.error.DependencyNotInstalled("no MuJoCo")
+        def broken(*arguments, error=error, **options):
+            raise error
 
-    monkeypatch.setattr(gymnasium, "make", no_mujoco)
-    jobs.OfflineJob(config, None)
-    monkeypatch.setattr(gymnasium, "make", make)
-    jobs.OfflineJob(OfflineConfig(str(data), "nowhere:HalfCheetah-v5"), None)
+        with monkeypatch.context() as patch:
+            patch.setattr(gymnasium, "make", broken)
+            jobs.OfflineJob(config, None)
+    for env in ("nowhere:HalfCheetah-v5", "Nowhere-v0"):
+        jobs.OfflineJob(OfflineConfig(str(data), env), None)
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     jobs.OfflineJob(config, None)
 

@@ -19,6 +19,8 @@ from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, ch
 from minrnn.mixers.segments import segments
 from minrnn.ops.fft import long_conv
 
+CARRIED = 8  # steps that go one by one where a state was carried in, however many sequences there are
+
 
 @dataclass(frozen=True)
 class StateSpaceConfig:
@@ -110,13 +112,13 @@ class System(ABC):
     Ā maps real linearly: of each pair of conjugate numbers h holds one, and Ā may see both. All that a sequence needs
     follows from the powers Ā^(2^k). The first T numbers of an impulse response, C Ā^l B̄ with l = i S + s and S near
     the root of T, are the products of the rows C Ā^(i S) with the columns Ā^s B̄, both got by doubling: exact for any
-    T, and neither rows nor columns are larger than the root of T. Few steps of few states go one by one instead.
+    T, and neither rows nor columns are larger than the root of T. A short response is followed step by step instead.
 
     Args:
         output: C, (D, N/2) complex.
     """
 
-    few: ClassVar[int]  # steps, of all states together, that cost less one by one than the powers do
+    few: ClassVar[int]  # steps, of all sequences together, that cost less one by one than the powers do
 
     def __init__(self, output: Tensor) -> None:
         self._row = as_real(2 * output.conj())
@@ -149,13 +151,13 @@ class System(ABC):
     def respond(self, columns: Tensor, time: int) -> Tensor:
         """The outputs from n states on, if no more comes in: (D, n, N) real to (D, time, n)."""
         states = columns.shape[1]
-        if states * time <= self.few:
-            h, outputs = as_complex(columns).transpose(0, 1), []
-            none = torch.zeros_like(h[..., 0].real)
-            for _ in range(time):
+        if states == 1 and time <= self.few:
+            h = as_complex(columns[:, 0])
+            outputs = [self.read(h)]
+            for _ in range(time - 1):
+                h = self.step(h, torch.zeros_like(outputs[0]))
                 outputs.append(self.read(h))
-                h = self.step(h, none)
-            return torch.stack(outputs).permute(2, 0, 1)
+            return torch.stack(outputs, 1)[..., None]
         bits, blocks = _split(time)
         columns = self._series(self.apply, columns, 0, states << bits)
         rows = self._series(self.apply_adjoint, self._row[:, None], bits, blocks)
@@ -255,7 +257,9 @@ class StateSpace(Mixer):
             return x * self.D.to(x.dtype), state
         with torch.autocast(x.device.type, enabled=False):
             system, u = self.discretize(), x.to(self.D.dtype)
-            if x.shape[1] == 1 or x.shape[0] * x.shape[1] <= system.few:
+            batch, time, _ = x.shape
+            # To follow a state that was carried in costs by the sequence, too.
+            if time <= (1 if state.zeros else CARRIED) or batch * time <= system.few:
                 y, state = self._steps(system, u, state, reset)
             else:
                 y, state = self._whole(system, u, state, reset)

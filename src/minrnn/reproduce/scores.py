@@ -1,8 +1,11 @@
 """What experiments that train tell: tables of accuracies or losses, and learning curves."""
 
+import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from minrnn.reproduce import figures
@@ -82,7 +85,7 @@ class Exam:
 
     Args:
         constant: the accuracy of the best constant answer.
-        questions: how many there are.
+        questions: how many there are; some have several answers, which makes the errors too large.
     """
 
     constant: float
@@ -98,8 +101,15 @@ def _exam(column: str, found: Sequence[Found], measure: Measure) -> Exam | None:
     its = [each.cell.config["task"] for each in found if each.cell.column == column and each.state == "done"]
     if measure.key != "accuracy" or not its:
         return None
-    task = task_of(its[0])
-    return Exam(measure.factor * task.constant(), task.examination * task.batch_size)
+    constant, questions = _constant(json.dumps(its[0]))
+    return Exam(measure.factor * constant, questions)
+
+
+@cache
+def _constant(config: str) -> tuple[float, int]:
+    """Of a task, as JSON: the accuracy of the best constant answer, and how many questions show it."""
+    task = task_of(json.loads(config))
+    return task.constant(), task.examination * task.batch_size
 
 
 def _row(
@@ -166,28 +176,36 @@ def _curves(
 
 
 def _sentence(column: str, places: Mapping[Key, Sequence[Found]], measure: Measure, exam: Exam | None) -> Iterator[str]:
-    """Which systems of a column are first and which last, as far as they can be told apart; rounding may make several
-    equal."""
+    """Which systems of a column are first and which last, as far as they can be told apart."""
     means = {system: mean for (system, its), found in places.items()
              if its == column and (mean := _mean(found, measure)) is not None}  # fmt: skip
     if len(means) < 2:
         return
-    ranks: dict[str, list[str]] = {}
-    for system, mean in sorted(means.items(), key=lambda each: each[1]):
-        ranks.setdefault(f"{mean:.{measure.digits}f}", []).append(system)
-    low, high = next(iter(ranks)), next(reversed(ranks))
-    ends = [f"{', '.join(ranks[each])} ({each})" for each in (low, high)]
-    told = "lowest {}; highest {}".format(*ends)
-    if exam:
-        told = "highest {1}; lowest {0}".format(*ends)
-        span, most = low if low == high else f"{low} to {high}", max(means.values())
-        if most <= exam.constant + 2 * exam.error(exam.constant):
-            told = f"nobody does better than one constant answer ({span}; {exam.constant:.{measure.digits}f})"
-        elif low == high:
-            told = f"all equal ({span})"
-        elif most - min(means.values()) <= 2 * 2**0.5 * exam.error(most):
-            told = f"not told apart by so few questions ({span})"
+    low, high = min(means.values()), max(means.values())
+    span = " to ".join(dict.fromkeys(f"{end:.{measure.digits}f}" for end in (low, high)))
+
+    def named(end: float) -> str:
+        """All that cannot be told apart from this end."""
+        ranks: dict[str, list[str]] = {}
+        for system, mean in sorted(means.items(), key=lambda each: abs(each[1] - end)):
+            if not _apart(mean, end, measure, exam):
+                ranks.setdefault(f"{mean:.{measure.digits}f}", []).append(system)
+        return ", ".join(f"{', '.join(names)} ({value})" for value, names in ranks.items())
+
+    told = f"lowest {named(low)}; highest {named(high)}"
+    if exam and high <= exam.constant + 2 * exam.error(exam.constant):
+        told = f"nobody does better than one constant answer ({span}; {exam.constant:.{measure.digits}f})"
+    elif not _apart(low, high, measure, exam):
+        told = f"not told apart ({span})"
+    elif exam:
+        told = f"highest {named(high)}; lowest {named(low)}"
     yield f"{column}: {told}." if column else f"{told[0].upper()}{told[1:]}."
+
+
+def _apart(one: float, other: float, measure: Measure, exam: Exam | None) -> bool:
+    """Whether two numbers differ by more than twice the standard error of their difference, and by what is shown."""
+    least = 2 * math.hypot(exam.error(one), exam.error(other)) if exam else 0.0
+    return abs(one - other) > least and f"{one:.{measure.digits}f}" != f"{other:.{measure.digits}f}"
 
 
 def _along_columns(places: Mapping[Key, Sequence[Found]], measure: Measure) -> Iterator[str]:

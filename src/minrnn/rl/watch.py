@@ -1,6 +1,7 @@
 """A film of a policy at work: `minrnn rl watch`."""
 
 import argparse
+import importlib
 import os
 import sys
 from ctypes.util import find_library
@@ -94,9 +95,10 @@ def follow(env: Any) -> None:
     """
     renderer = getattr(env.unwrapped, "mujoco_renderer", None)
     if renderer is not None:
-        import mujoco
-
-        renderer.camera_id = mujoco.mj_name2id(env.unwrapped.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+        mujoco: Any = importlib.import_module("mujoco")
+        camera = mujoco.mj_name2id(env.unwrapped.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+        if camera >= 0:
+            renderer.camera_id = camera
 
 
 def _first_frame(env: Any, backend: str) -> np.ndarray:

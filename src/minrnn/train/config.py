@@ -35,7 +35,7 @@ class TrainConfig:
         patience: end after so many steps in which the held-out loss found no new minimum; 0 for never
         keep: the model of the last step, or the best by its held-out loss
         seed: of the weights, the batches and dropout
-        precision: of weights, and of arithmetic where they differ
+        precision: of weights, and of arithmetic where they differ; without bfloat16 kernels for the processor, float32
         devices: processes that share a batch, one device each
     """
 

@@ -79,8 +79,9 @@ def fit(model: SequenceModel, task: Task, config: TrainConfig, run: Path, consol
 def _precision(config: TrainConfig, console: Console) -> Precision:
     """What was asked for, but float32 on a processor that torch has no bfloat16 kernels for: there it multiplies number
     by number, a hundred times slower."""
-    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if config.precision != "bf16-mixed" or fast or torch.accelerator.is_available():
+    if config.precision != "bf16-mixed" or torch.accelerator.is_available():
+        return config.precision
+    if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return config.precision
     console.print("precision: 32-true, for torch has no bfloat16 kernels for this processor", highlight=False)
     return "32-true"

@@ -128,10 +128,14 @@ class OfflineJob:
 
     def __init__(self, config: OfflineConfig, run: Path | None) -> None:
         asked, named = config.env, named_env(config.data)
+        first = None
         for part in split(config.data):
             of = named_env(part) or family(Path(part).name)
             if asked and of and len({family(asked), family(of)} - {None}) > 1:
                 raise ValueError(f"env must be a version of {of}, of which {part} is, got {asked}")
+            first = first or (of and (part, of))
+            if first and of and len({family(first[1]), family(of)} - {None}) > 1:
+                raise ValueError(f"data must be of one environment, got {' of '.join(first)} and {part} of {of}")
         self.task = OfflineTask(config)
         if asked:
             check_fits(asked, self.task.episodes.observation_size, self.task.episodes.action_size)

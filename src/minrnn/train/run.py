@@ -76,6 +76,7 @@ def _finish(model: SequenceModel, job: Job, config: TrainConfig, journal: Journa
         "steps": lines[-1]["step"],
         "parameters": _parameters(model),
         "seconds": round(journal.seconds, 1),
+        "precision": journal.precision,
     }
     replace_files({journal.run / "result.json": (json.dumps(result, indent=2) + "\n").encode()})
     draw_curve(lines, journal.run / "curve.png", *job.labels(model))
