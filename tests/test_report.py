@@ -8,8 +8,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 
-from minrnn.reproduce import report, times
+from minrnn.reproduce import figures, report, times
 from minrnn.reproduce.cells import SCALES, Cell, Results
 from minrnn.reproduce.experiments import EXPERIMENTS, Experiment, cells
 from minrnn.reproduce.page import Found, signed
@@ -58,8 +59,8 @@ def test_the_committed_pages_are_of_the_committed_cells(scale, tmp_path):
     html, markdown = built(Results(tmp_path), cells(EXPERIMENTS, scale), tmp_path, scale)
     assert markdown == (committed / "report.md").read_text(encoding="utf-8")
     assert html == (committed / "report.html").read_text(encoding="utf-8")
-    figures = {path.name: path.read_text() for path in (tmp_path / "figures").iterdir()}
-    assert figures == {path.name: path.read_text() for path in (committed / "figures").iterdir()}
+    drawn = {path.name: path.read_text() for path in (tmp_path / "figures").iterdir()}
+    assert drawn == {path.name: path.read_text() for path in (committed / "figures").iterdir()}
 
 
 @pytest.fixture
@@ -352,6 +353,15 @@ def test_times_stand_beside_the_papers(speed, tmp_path):
     assert found[2][2] == "2 done, 1 missing"
     drawn = (tmp_path / "figures" / "speed-0.svg").read_text(encoding="utf-8")
     assert "time of a training step, ms" in drawn and "MinGRU over GRU-loop" in drawn
+
+
+@pytest.mark.parametrize("width", [3.3, 6.6, 9.9])
+def test_the_legend_is_no_wider_than_the_figure(width):
+    wanted = cells(["copying"], "laptop")
+    figure = Figure(figsize=(width, 3.5), layout="constrained")
+    figures._add_legend(figure, figures._styles(dict.fromkeys(cell.system for cell in wanted)))
+    (legend,) = figure.legends
+    assert legend.get_window_extent().width <= figure.bbox.width and len(legend.get_texts()) == 12
 
 
 def test_memory_that_was_not_measured_is_no_multiple():

@@ -108,16 +108,22 @@ def draw(name: str, title: str, panels: Sequence[Panel], xlabel: str, *, logarit
             each.set_xlabel(xlabel)
         for each in axes[len(panels) :]:
             each.remove()
-        figure.legend(
-            handles=[Line2D([], [], label=system, markersize=5, **style) for system, style in styles.items()],
-            loc="outside lower center",
-            ncols=4 if across < 3 else 5,
-            handlelength=4,
-            frameon=False,
-        )
+        _add_legend(figure, styles)
         written = io.StringIO()
         figure.savefig(written, format="svg", transparent=True, metadata={"Title": title})
     return _embeddable(written.getvalue())
+
+
+def _add_legend(figure: Figure, styles: Mapping[str, dict[str, Any]]) -> None:
+    """One legend below, in as many columns as there is room for."""
+    handles = [Line2D([], [], label=system, markersize=5, **style) for system, style in styles.items()]
+    for columns in range(5, 0, -1):
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, handlelength=4, frameon=False
+        )
+        if legend.get_window_extent().width <= figure.bbox.width or columns == 1:
+            return
+        legend.remove()
 
 
 def _styles(systems: Iterable[str]) -> dict[str, dict[str, Any]]:
