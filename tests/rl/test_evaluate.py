@@ -147,7 +147,7 @@ def test_episodes_are_kept_when_timing_fails(run, tmp_path, monkeypatch, capsys)
         assert main(arguments) == 130
     assert kept() == (2, [])
     capsys.readouterr()
-    monkeypatch.setattr(torch, "compile", lambda model: uncompiled)
+    monkeypatch.setattr(torch, "compile", lambda model, **_: uncompiled)
     assert main(arguments) == 1
     assert kept() == (2, [("window", False), ("stream", False)])
     wanted = "--compile: torch must be able to compile the model here, got: InvalidCxxCompiler: No working C++ compiler"
