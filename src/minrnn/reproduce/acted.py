@@ -47,10 +47,11 @@ def rl(scale: Scale) -> Iterable[Cell]:
                 dataset = {"collect": {"env": f"{name}-v5", "quality": quality, **data}}
                 seeds = range(2 if name == "Hopper" and scale == "laptop" else 1)
                 yield from _trained(f"{name} {quality}", dataset, tables, seeds, episodes, [])
-    config: Table = {"measure": "latency", "observation_size": 11, "action_size": 3, "rounds": 300, "compiled": True}
+    config: Table = {"measure": "latency", "observation_size": 11, "action_size": 3, "rounds": 30, "actions": 20,
+                     "compiled": True}  # fmt: skip
     tables = {mixer: usual(mixer) for mixer in SYSTEMS}
     if scale == "smoke":
-        config |= {"rounds": 2, "compiled": False}
+        config |= {"rounds": 2, "actions": 2, "compiled": False}
         tables = {mixer: {**table, "width": 8, "layers": 1} for mixer, table in tables.items()}
     tables = {mixer: _run(table) for mixer, table in tables.items()}
     yield Cell("rl", "all", "time per action", 0, {**config, "tables": tables})

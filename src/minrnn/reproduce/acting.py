@@ -91,9 +91,12 @@ def _files(names: list[str], folder: str | None) -> str:
 def latency_of_all(cell: Cell, console: Console) -> dict[str, Any]:
     """Time an action of one environment, of all decision models in turns.
 
+    A turn is several actions: of models that take turns after every one, none would find its weights in the cache,
+    where those of a policy that acts alone stay.
+
     Args:
-        cell: its config has the `tables` of runs by mixer, `observation_size` and `action_size`, `rounds`, and whether
-            the models are timed `compiled`, too.
+        cell: its config has the `tables` of runs by mixer, `observation_size` and `action_size`, `rounds`, the
+            `actions` of a turn, and whether the models are timed `compiled`, too.
         console: where progress is shown.
 
     Returns:
@@ -103,8 +106,13 @@ def latency_of_all(cell: Cell, console: Console) -> dict[str, Any]:
     """
     begin, config = time.perf_counter(), cell.config
     torch.manual_seed(cell.seed)
-    random = np.random.default_rng(cell.seed)
+    random, count = np.random.default_rng(cell.seed), config["actions"]
     observation = random.normal(size=config["observation_size"])
+
+    def act_often(policy: Policy) -> None:
+        for _ in range(count):
+            policy.act(observation, 1.0)
+
     points: list[dict[str, Any]] = []
     for compiled in (False, True) if config["compiled"] else (False,):
         policies: dict[tuple[str, Mode], Policy] = {}
@@ -124,7 +132,7 @@ def latency_of_all(cell: Cell, console: Console) -> dict[str, Any]:
             for _ in range(policy.model.config.context):
                 policy.act(observation, 1.0)
         names = {", ".join(place): place for place in policies}
-        steps = {name: partial(policies[place].act, observation, 1.0) for name, place in names.items()}
+        steps = {name: partial(act_often, policies[place]) for name, place in names.items()}
         times = measure.alternate(steps, config["rounds"])
         against = f"{SYSTEMS['attention'].name}, window"
         for name, (system, mode) in names.items():
@@ -134,7 +142,7 @@ def latency_of_all(cell: Cell, console: Console) -> dict[str, Any]:
                     "mode": mode,
                     "compiled": compiled,
                     "constant": policies[system, mode].constant_state,
-                    "time": vars(Summary.of([1e6 * each for each in times[name]])),
+                    "time": vars(Summary.of([1e6 * each / count for each in times[name]])),
                     "speedup": vars(measure.ratio(times, against, name)),
                     "early": spans[system, mode]["early"],
                     "late": spans[system, mode]["late"],
