@@ -38,9 +38,8 @@ def act(cell: Cell, work: Path, data: str | None, console: Console) -> dict[str,
 
     Returns:
         What `fitted` does, with `outcomes`, one for each mode of acting and each target: as `scores` has them, and all
-        returns; `references`, the measured returns of other policies; and `data`, the episodes in short, and how
-        their digest compares with the first one that was noted (`digest`). The result has
-        the first outcome's `mean`.
+        returns; `references`, the measured returns of other policies; and `data`, the episodes in short, and how their
+        digest compares with the first one that was noted (`digest`). The result has the first outcome's `mean`.
     """
     wanted, digest = cell.config["data"], ""
     if "collect" in wanted:

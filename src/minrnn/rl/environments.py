@@ -74,10 +74,8 @@ def check_fits(env_id: str, observation_size: int, action_size: int) -> None:
         if isinstance(error, ValueError) and not error.__cause__:  # it was made, and has other spaces
             raise
         return
-    try:
+    with env:
         check_spaces(env, env_id, observation_size, action_size)
-    finally:
-        env.close()
 
 
 def check_limit(env: Any, env_id: str) -> None:

@@ -128,14 +128,12 @@ class OfflineJob:
 
     def __init__(self, config: OfflineConfig, run: Path | None) -> None:
         asked, named = config.env, named_env(config.data)
-        first = None
-        for part in split(config.data):
-            of = named_env(part) or family(Path(part).name)
-            if asked and of and len({family(asked), family(of)} - {None}) > 1:
+        parts = [(part, of) for part in split(config.data) if (of := named_env(part) or family(Path(part).name))]
+        for part, of in parts:
+            if asked and _differ(asked, of):
                 raise ValueError(f"env must be a version of {of}, of which {part} is, got {asked}")
-            first = first or (of and (part, of))
-            if first and of and len({family(first[1]), family(of)} - {None}) > 1:
-                raise ValueError(f"data must be of one environment, got {' of '.join(first)} and {part} of {of}")
+            if _differ(parts[0][1], of):
+                raise ValueError(f"data must be of one environment, got {' of '.join(parts[0])} and {part} of {of}")
         self.task = OfflineTask(config)
         if asked:
             check_fits(asked, self.task.episodes.observation_size, self.task.episodes.action_size)
@@ -172,6 +170,11 @@ class OfflineJob:
 
     def show(self, model: DecisionModel, result: dict[str, Any], console: Console) -> None:
         say(console, f"held out: a mean squared error of {result['held_out']:.4f} per number of an action")
+
+
+def _differ(one: str, other: str) -> bool:
+    """Whether two names are known to be of different environments, by more than a version."""
+    return len({family(one), family(other)} - {None}) > 1
 
 
 JOBS = {TextConfig: TextJob, OfflineConfig: OfflineJob}
