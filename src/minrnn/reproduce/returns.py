@@ -79,10 +79,8 @@ def _mean(values: Sequence[float], digits: int) -> str:
 def _times(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     rows: dict[str, dict[tuple[str, bool], str]] = {}
     for point in points:
-        grows = "" if point["constant"] else f"{point['early']:,.0f} to {point['late']:,.0f}"
-        rows.setdefault(point["system"], {})[point["mode"], point["compiled"]] = (
-            grows or f"{point['time']['median']:,.0f}"
-        )
+        ends = [point["time"]["median"]] if point["constant"] else [point["early"], point["late"]]
+        rows.setdefault(point["system"], {})[point["mode"], point["compiled"]] = " to ".join(f"{x:,.0f}" for x in ends)
     columns = [(mode, compiled) for compiled in (False, True) for mode in ("window", "stream")]
     return [(system, *(times.get(column, "") for column in columns)) for system, times in rows.items()]
 
