@@ -45,6 +45,11 @@ def backends_under_test() -> list[str]:
     return names
 
 
+def lstm_has_bfloat16() -> bool:
+    """Whether torch's LSTM runs in bfloat16 here: oneDNN has no such kernel for x86 processors without AVX-512."""
+    return not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def _mend_interpreter() -> None:
     """Triton's interpreter keeps scalars as arrays of one number, which NumPy since 2.4 does not take for an index."""
     from triton.runtime import interpreter
