@@ -134,6 +134,7 @@ class Encoded(Dataset):
 
 @pytest.mark.timeout(120)
 def test_a_replaced_model_runs_in_forked_workers_after_it_ran_here():
+    torch.set_num_threads(2)
     model = replace_rnn(Model())
     model(torch.randint(10, (8, 2000)))[0].sum().backward()  # threads are up before the fork
     expected = torch.stack([Encoded(model)[i] for i in range(4)])

@@ -131,6 +131,7 @@ else:
 
 def test_a_forked_process_runs_on_one_thread():
     """OpenMP's threads do not survive a fork; the child must not wait for them, as torch's own operations would."""
+    torch.set_num_threads(2)
     x = torch.randn(4, 4000, 64)
     torch.use_deterministic_algorithms(False)  # it has torch fill new memory, in parallel
     wanted = mingru_scan(x)[0].numpy().tobytes()  # starts the pool in the parent
