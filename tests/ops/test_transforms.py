@@ -1,11 +1,14 @@
 """The scans under PyTorch's transforms: gradcheck of both modes and orders, torch.func, torch.compile, opcheck."""
 
+import inspect
+
 import pytest
 import torch
 from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
 
 from conftest import assert_close, backends_under_test
-from minrnn.ops import linear_scan, mingru_scan, minlstm_scan
+from minrnn.ops import gates, linear_scan, mingru_scan, minlstm_scan, reference
+from minrnn.ops.autograd import FEW
 
 BACKENDS = backends_under_test()
 RESET = torch.tensor([[False, True, False, False, True], [True, False, False, True, False], [False] * 5])
@@ -115,6 +118,39 @@ def test_compile_with_dynamic_time():
         for a, b in zip(torch.autograd.grad(mine, (p, h)), torch.autograd.grad(theirs, (p, h)), strict=True):
             assert_close(a, b, torch.float32)
     assert compiles == 1
+
+
+def test_few_compiled_steps_without_a_gradient_are_plain_operations(monkeypatch):
+    """For the compiler to join with what is around them; not where a gradient is asked for, a step's number is unknown
+    or a backend is named."""
+    scans = []
+    for module, name in ((reference, "scan"), (gates, "coefficients"), (gates, "activate")):
+        # Without the checks of shapes that the tests put around it, which the compiler cannot trace.
+        monkeypatch.setattr(module, name, inspect.unwrap(getattr(module, name)))
+
+    def count(graph, inputs):
+        targets = [str(node.target) for node in graph.graph.nodes]
+        scans.append(sum("minrnn" in target for target in targets))
+        return torch._inductor.compile(graph, inputs)
+
+    def run(p, q, h, reset, lengths, backend=None):
+        rest = {"reset": reset, "lengths": lengths, "backend": backend}
+        return *mingru_scan(p, h, **rest), *minlstm_scan(q, h, restart=h[0], reverse=True, **rest)
+
+    def counted(time, *, grad=False, backend=None, **options):
+        torch._dynamo.reset()
+        scans.clear()
+        inputs = torch.randn(3, time, 8), torch.randn(3, time, 12), torch.randn(3, 4)
+        reset, lengths = torch.rand(3, time) < 0.3, torch.tensor([0, 1, time])
+        with torch.set_grad_enabled(grad):
+            mine = torch.compile(run, fullgraph=True, backend=count, **options)(*inputs, reset, lengths, backend)
+        for a, b in zip(mine, run(*inputs, reset, lengths), strict=True):
+            assert_close(a, b, torch.float32)
+        return scans
+
+    assert [counted(time) for time in (1, 3, FEW)] == [[0]] * 3
+    assert counted(FEW + 1) == counted(3, grad=True) == counted(3, backend="native") == [2]
+    assert counted(3, dynamic=True) == [2]
 
 
 @pytest.mark.parametrize("backend", [b for b in BACKENDS if b != "reference"])

@@ -17,6 +17,8 @@ from minrnn._shapes import laid_out_like
 from minrnn.ops import gates as gating
 from minrnn.ops.rules import Adjoint, Spec, backward, forward
 
+FEW = 4  # steps that a compiler joins with what is around them, where no gradient is asked for: acting, generating
+
 
 def scan(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
     """(h, last), differentiable."""
@@ -24,12 +26,22 @@ def scan(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
         # Under torch.func an operator's tangent is zero, without a word.
         if torch._C._are_functorch_transforms_active():
             return forward(inputs, spec._replace(backend="parallel"))
+        if spec.backend is None and not torch.is_grad_enabled() and _few(inputs):
+            return forward(inputs, spec._replace(backend="reference"))
         return torch.ops.minrnn.scan(*inputs, *_plain(spec))
     if spec.backend == "reference" or eager_transforms.JVP_NESTING > 1:
         # The oracle goes by PyTorch's own rules; and a Function's tangent has, in PyTorch, a zero tangent of its own
         # without a word.
         return forward(inputs, spec)
     return _Scan.apply(*inputs, spec) if _differentiated(inputs) else forward(inputs, spec)
+
+
+def _few(inputs: tuple) -> bool:
+    """Whether the steps are FEW for as long as a graph of torch.compile lives."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # with sympy; only compiling needs it
+
+    source, values, *_ = inputs
+    return statically_known_true((source if values is None else values).shape[1] <= FEW)
 
 
 def _differentiated(inputs: tuple) -> bool:
