@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,15 +15,13 @@ from minrnn.bench import measure
 from minrnn.bench.measure import Summary
 from minrnn.reproduce.cells import Cell
 from minrnn.reproduce.training import fitted
-from minrnn.rl import DecisionModel, Policy, PolicyFacts
+from minrnn.rl import DecisionModel, Policy
 from minrnn.rl.collect import CollectConfig, collect, references
-from minrnn.rl.evaluate import evaluate, latency, scores
+from minrnn.rl.evaluate import latency, play
 from minrnn.rl.policy import Mode
 from minrnn.rl.systems import SYSTEMS
 from minrnn.rl.task import OfflineConfig, OfflineTask
 from minrnn.train import RunConfig
-
-MODES: tuple[Mode, ...] = "window", "stream"
 
 
 def act(cell: Cell, work: Path, data: str | None, console: Console) -> dict[str, Any]:
@@ -55,13 +53,7 @@ def act(cell: Cell, work: Path, data: str | None, console: Console) -> dict[str,
     same = replace(cell, config={**cell.config, "sha256": task.sha256})  # files of the same names may hold other data
     record = fitted(same, model, task, config.train, work, console)
     begin, known = time.perf_counter(), references(source)
-    outcomes = []
-    for mode in MODES:
-        for target in task.targets:
-            policy = Policy(model, PolicyFacts(env), target=target, mode=mode)
-            returns, lengths = evaluate(policy, env, episodes=cell.config["episodes"])
-            outcome = {"mode": mode, "target": target, **scores(env, returns, known)}
-            outcomes.append({**outcome, "returns": returns.tolist(), "lengths": lengths.tolist()})
+    outcomes = list(play(model, env, get_args(Mode), task.targets, known, episodes=cell.config["episodes"]))
     record["result"]["mean"] = outcomes[0]["mean"]
     episodes = task.episodes
     about = {"episodes": len(episodes.lengths), "steps": len(episodes.rewards), "sha256": task.sha256, "digest": digest}
@@ -120,7 +112,7 @@ def latency_of_all(cell: Cell, console: Console) -> dict[str, Any]:
             assert isinstance(run.task, OfflineConfig), "the table is of an offline task"
             sizes = config["observation_size"], config["action_size"]
             model = DecisionModel(run.task.model_config(*sizes, run.backbone))
-            for mode in MODES:
+            for mode in get_args(Mode):
                 policies[SYSTEMS[mixer].name, mode] = policy = Policy(model, target=1000.0, mode=mode)
                 if compiled:
                     policy.compile()

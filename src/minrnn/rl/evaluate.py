@@ -5,16 +5,18 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from minrnn.models import replace_files
+from minrnn.rl.decision import DecisionModel
 from minrnn.rl.environments import check_limit, check_spaces, make_env
-from minrnn.rl.policy import Policy
+from minrnn.rl.policy import Mode, Policy
 from minrnn.rl.scores import family, reference
 
 MOST = 16  # environments at once
@@ -115,6 +117,34 @@ def scores(env_id: str, returns: np.ndarray, references: Mapping[str, float]) ->
     return found
 
 
+def play(
+    model: DecisionModel,
+    env_id: str,
+    modes: Sequence[Mode],
+    targets: Sequence[float],
+    references: Mapping[str, float],
+    *,
+    episodes: int,
+    seed: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """Let a model act in every mode, asked for every return.
+
+    Args:
+        model: put into eval mode.
+        env_id, episodes, seed: as for `evaluate`.
+        modes: of acting.
+        targets: returns to ask for.
+        references: as for `scores`.
+
+    Yields:
+        For each mode and target, those two, what `scores` has, all `returns` and `lengths`.
+    """
+    for mode, target in product(modes, targets):
+        returns, lengths = evaluate(Policy(model, target=target, mode=mode), env_id, episodes=episodes, seed=seed)
+        outcome = {"mode": mode, "target": target, **scores(env_id, returns, references)}
+        yield {**outcome, "returns": returns.tolist(), "lengths": lengths.tolist()}
+
+
 def latency(policy: Policy, *, seed: int = 0) -> dict[str, float]:
     """Time of a call of `act` for one environment, over an episode of 1,000 steps of random numbers.
 
@@ -177,16 +207,14 @@ def main(arguments: list[str]) -> int:
         "outcomes": outcomes,
         "microseconds": times,
     }
-    for mode in ("window", "stream") if given.mode == "both" else (given.mode,):
-        for target in given.targets or policy.facts.targets:
-            acting = Policy(policy.model, policy.facts, target=target, mode=mode)
-            returns, lengths = evaluate(acting, env_id, episodes=given.episodes, seed=given.seed)
-            outcome = {"mode": mode, "target": target, **scores(env_id, returns, known)}
-            outcomes.append({**outcome, "returns": returns.tolist(), "lengths": lengths.tolist()})
-            _say(_told(outcome, env_id, given.episodes))
+    modes = get_args(Mode) if given.mode == "both" else (given.mode,)
+    targets = given.targets or policy.facts.targets
+    for outcome in play(policy.model, env_id, modes, targets, known, episodes=given.episodes, seed=given.seed):
+        outcomes.append(outcome)
+        _say(_told(outcome, env_id, given.episodes))
     _write(record, given.out)
     for compiled in (False, True) if given.compile else (False,):
-        for mode in ("window", "stream"):
+        for mode in get_args(Mode):
             times.append(_timed(Policy(policy.model, target=outcomes[0]["target"], mode=mode), compiled))
         _write(record, given.out)  # what is compiled may fail
     return 0

@@ -19,7 +19,7 @@ from minrnn.models import load_model, replace_files, save
 from minrnn.rl.decision import DecisionConfig, DecisionModel, Trajectory
 
 FILE = "policy.json"
-Mode = Literal["stream", "window"]
+Mode = Literal["window", "stream"]
 
 
 @dataclass(frozen=True)
