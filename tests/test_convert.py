@@ -8,6 +8,7 @@ from conftest import assert_close
 from minrnn import MinGRU, convert_mingru
 
 D, H = 5, 7
+LAYER = {"to_hidden_and_gate.weight": torch.zeros(4, 3)}
 
 
 def g(x):
@@ -101,8 +102,16 @@ def test_the_converted_share_nothing_with_their_source():
         ({"layers.0.weight": torch.zeros(4, 4)}, r"\(3H, H\) for candidate, gate, highway, got \(4, 4\)"),
         ({"layers.0.weight": torch.zeros(9, 5)}, r"\(3H, H\) for candidate, gate, highway, got \(9, 5\)"),
         ({"to_hidden_and_gate.weight": torch.zeros(4)}, r"\(2H, D\) for candidate, gate, got \(4,\)"),
+        ({**LAYER, "to_hidden_and_gate.bias": torch.zeros(5)}, r"to_hidden_and_gate.bias must be \(4,\), got \(5,\)"),
+        ({**LAYER, "to_out.weight": torch.zeros(3, 4)}, r"to_out.weight must be \(D, 2\), got \(3, 4\)"),
+        ({**LAYER, "conv.weight": torch.zeros(3)}, "those of one minGRU, got conv.weight too"),
     ],
 )
 def test_what_is_none_of_the_three_is_refused(weights, match):
     with pytest.raises(ValueError, match=match):
         convert_mingru(weights)
+
+
+def test_weights_that_are_not_floating_are_refused():
+    with pytest.raises(TypeError, match=r"to_hidden_and_gate.weight must be floating, got torch.int64"):
+        convert_mingru({name: tensor.long() for name, tensor in LAYER.items()})

@@ -85,8 +85,9 @@ def test_packed_and_padded_sequences_are_each_alone(name, enforce_sorted):
     assert_same(ours, expected)
     assert_same(gradients(ours, rnn, series, state), gradients(expected, rnn, series, state))
 
-    output, carried = rnn(series, given(rnn, state), lengths=torch.tensor(lengths, dtype=torch.int32))
-    assert_same(flat(torch.cat([output[:n, b] for b, n in enumerate(lengths)]), carried), expected)
+    for dtype in (torch.int32, torch.uint16):
+        output, carried = rnn(series, given(rnn, state), lengths=torch.tensor(lengths, dtype=dtype))
+        assert_same(flat(torch.cat([output[:n, b] for b, n in enumerate(lengths)]), carried), expected)
 
 
 @pytest.mark.parametrize("name", STACKS)

@@ -53,6 +53,30 @@ def test_compiles_with_inductor_under_autocast():
     assert_same([output, h_n], [expected, expected_n])
 
 
+@pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
+def test_lengths_can_be_mapped(kind):
+    rnn, series = kind(D, H, batch_first=True), torch.randn(4, B, T, D)
+    lengths = torch.randint(0, T + 1, (4, B))
+    mapped = vmap(lambda x, ends: rnn(x, lengths=ends)[0])(series, lengths)
+    for each, x, ends in zip(mapped, series, lengths, strict=True):
+        assert_same([each], [rnn(x, lengths=ends)[0]])
+
+
+def test_a_traced_layer_gives_what_the_layer_gives():
+    rnn = MinGRU(D, H, 2, bidirectional=True)
+    with torch.no_grad():
+        traced = torch.jit.trace(rnn, torch.randn(T, B, D))
+        series = torch.randn(T, B, D)
+        assert_same(flat(*traced(series)), flat(*rnn(series)))
+
+
+def test_autocast_leaves_float64_alone_and_so_do_layers():
+    for weights, input in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
+        rnn = MinGRU(D, H, dtype=weights)
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="input must be torch.float"):
+            rnn(torch.randn(T, B, D, dtype=input))
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
 def test_trains_with_inductor_in_either_layout(kind, batch_first):

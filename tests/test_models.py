@@ -495,6 +495,19 @@ def test_bad_wishes_are_named_at_the_call(match, prompt, options):
         generate(make_language(), prompt, **{"max_new_tokens": 1, **options})
 
 
+@pytest.mark.parametrize(
+    ("name", "prompt", "options"),
+    [
+        ("prompt_tokens", [1.5], {}),
+        ("max_new_tokens", [1], {"max_new_tokens": 2.5}),
+        ("top_k", [1], {"top_k": 1.5}),
+    ],
+)
+def test_numbers_that_are_not_whole_are_named_at_the_call(name, prompt, options):
+    with pytest.raises(TypeError, match=rf"generate: {name} must be of whole numbers, got \d.5"):
+        generate(make_language(), prompt, **{"max_new_tokens": 1, **options})
+
+
 def test_a_model_in_training_mode_does_not_generate():
     with pytest.raises(ValueError, match="eval mode"):
         generate(make_language().train(), [1], max_new_tokens=1)

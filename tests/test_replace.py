@@ -67,6 +67,15 @@ def test_device_dtype_mode_and_frozen_parameters_are_kept():
     assert {(p.dtype, p.requires_grad) for p in model[2].parameters()} == {(torch.bfloat16, False)}
 
 
+def test_weights_that_are_computed_from_others_are_not_frozen():
+    gru = nn.utils.weight_norm(nn.GRU(D, H), "weight_ih_l0")
+    gru.bias_ih_l0.requires_grad_(False)
+    with torch.no_grad():
+        gru(torch.randn(3, 2, D))
+    trained = {name for name, p in replace_rnn(gru).named_parameters() if p.requires_grad}
+    assert trained == {"weight_ih_l0"}
+
+
 def test_a_module_used_twice_stays_one_module():
     shared = nn.GRU(D, D)
     model = nn.ModuleDict({"a": shared, "b": nn.ModuleList([shared, shared]), "c": nn.GRU(D, D)})

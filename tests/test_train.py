@@ -470,6 +470,7 @@ def test_a_directory_that_is_no_run_is_named(tmp_path):
         ("steps", 0, "at least 1"),
         ("warmup", -1, "at least 0"),
         ("seed", -1, "at least 0"),
+        ("seed", 2**32, "below 2\\*\\*32"),
         ("lr", float("nan"), "above 0"),
         ("lr", float("inf"), "finite"),
         ("weight_decay", float("inf"), "finite"),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from minrnn._shapes import accumulate_dtype, check_tensor
+from minrnn._shapes import accumulate_dtype, castable, check_tensor
 from minrnn.ops import ACTIVATIONS, mingru_scan, minlstm_scan
 from minrnn.ops.gates import activate
 
@@ -198,15 +198,11 @@ class Gated(nn.Module):
         return states[-1][1]
 
     def _check_like(self, name: str, tensor: Tensor, like: Tensor, whose: str) -> None:
-        """Raise unless dtype and device are those of `like`; under autocast any floating dtype will do."""
-        if tensor.dtype != like.dtype and not (tensor.is_floating_point() and _autocast_enabled(tensor.device)):
+        """Raise unless device and dtype are those of `like`, or autocast is going to make one of the dtypes."""
+        if tensor.dtype != like.dtype and not castable(tensor, like):
             raise self._wrong(name, f"{like.dtype} as {whose}", tensor.dtype)
         if tensor.device != like.device:
             raise self._wrong(name, f"on {like.device} as {whose}", f"one on {tensor.device}")
-
-
-def _autocast_enabled(device: torch.device) -> bool:
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def map_states(function: Callable[[Tensor], Tensor], states: States) -> States:

@@ -47,6 +47,17 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
+def autocasts(device: str) -> bool:
+    """Whether autocast is on for this kind of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def castable(tensor: Tensor, like: Tensor) -> bool:
+    """Whether autocast is going to make one dtype of these: of floating ones, but it leaves float64 as it is."""
+    one = (tensor.dtype == torch.float64) == (like.dtype == torch.float64)
+    return tensor.is_floating_point() and one and autocasts(tensor.device.type)
+
+
 def time_major(series: Tensor) -> bool:
     """Whether a (B, T, *) tensor lies in memory as (T, B, *)."""
     return series.stride(0) < series.stride(1)

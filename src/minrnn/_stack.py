@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from minrnn._gated import Gated, States, Weights, map_states
 from minrnn._shapes import check_tensor
+from minrnn.ops.transforms import readable
 
 
 class Stack(Gated):
@@ -90,7 +91,7 @@ class Stack(Gated):
         if reset is not None:
             self._check_reset(reset, input)
         if lengths is not None:
-            lengths = self._check_lengths(lengths, batch, time).to(input.device, torch.int64)
+            lengths = self._check_lengths(lengths, batch, time).to(input.device)
         if not batched:
             input, initial, reset, lengths = (
                 input[None],
@@ -179,8 +180,8 @@ class Stack(Gated):
             raise TypeError(f"{self._get_name()}: lengths must be integers, got {lengths.dtype}")
         if lengths.shape != batch:
             raise self._wrong("lengths", f"of shape {tuple(batch)}", tuple(lengths.shape))
-        # The values are looked at only where that costs neither a wait for a device nor a graph break.
-        if lengths.device.type == "cpu" and lengths.numel() and not torch.compiler.is_compiling():
+        lengths = lengths.to(torch.int64)
+        if lengths.numel() and readable(lengths):
             shortest, longest = torch.aminmax(lengths)
             if shortest < 0 or longest > time:
                 raise self._wrong("lengths", f"between 0 and T = {time}", lengths.tolist())

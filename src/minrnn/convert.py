@@ -34,6 +34,7 @@ def convert_mingru(weights: Mapping[str, Tensor]) -> list[tuple[MinGRU, dict[str
 
     Raises:
         ValueError: the names or shapes are those of none of the three.
+        TypeError: the weights are not floating.
 
     Source: the definitions of the three packages.
 
@@ -44,8 +45,21 @@ def convert_mingru(weights: Mapping[str, Tensor]) -> list[tuple[MinGRU, dict[str
     for name, blocks in _LAYOUTS.items():
         keys = sorted((key for key in weights if key.split(".")[0] == name and key.endswith("weight")), key=_depth)
         if keys:
+            known = {around for key in keys for around in (key, _bias(key), *_around(key))}
+            if strange := sorted(weights.keys() - known):
+                raise ValueError(f"convert_mingru: weights must be those of one minGRU, got {', '.join(strange)} too")
             return [_layer(weights, key, blocks) for key in keys]
     raise ValueError(f"convert_mingru: weights must have names such as {', '.join(_LAYOUTS)}, got {', '.join(weights)}")
+
+
+def _bias(key: str) -> str:
+    return key.removesuffix("weight") + "bias"
+
+
+def _around(key: str) -> dict[str, str]:
+    """What stands around the layer of this key, by the names there: the names here."""
+    align = {f"align_layers.{_depth(key)}.{part}": f"align.{part}" for part in ("weight", "bias")}
+    return {"to_out.weight": "output", **align}
 
 
 def _depth(key: str) -> int:
@@ -54,13 +68,17 @@ def _depth(key: str) -> int:
 
 
 def _layer(weights: Mapping[str, Tensor], key: str, blocks: tuple[str, ...]) -> tuple[MinGRU, dict[str, Tensor]]:
-    weight, bias = weights[key], weights.get(key.removesuffix("weight") + "bias")
+    weight, bias = weights[key], weights.get(_bias(key))
     inputs = "H" if "highway" in blocks else "D"  # the highway is as wide as what it passes by
     if weight.dim() != 2 or len(weight) % len(blocks) or (inputs == "H" and len(weight) != 3 * weight.shape[1]):
         raise ValueError(
             f"convert_mingru: {key} must be ({len(blocks)}H, {inputs}) for {', '.join(blocks)}, "
             f"got {tuple(weight.shape)}"
         )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"convert_mingru: {_bias(key)} must be {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+    if not weight.is_floating_point():
+        raise TypeError(f"convert_mingru: {key} must be floating, got {weight.dtype}")
     rows = dict(zip(blocks, weight.detach().chunk(len(blocks)), strict=True))
     rest = {"highway": rows["highway"].clone()} if "highway" in rows else {}
     starts_at_half = key.startswith("gate_hidden_layers")
@@ -80,8 +98,9 @@ def _layer(weights: Mapping[str, Tensor], key: str, blocks: tuple[str, ...]) -> 
     if starts_at_half:
         values["initial_l0"] = torch.zeros(len(rows["gate"]), device=weight.device, dtype=weight.dtype)
     rnn.load_state_dict(values)
-    around = {
-        "to_out.weight": "output",
-        **{f"align_layers.{_depth(key)}.{part}": f"align.{part}" for part in ("weight", "bias")},
-    }
-    return rnn, rest | {around[name]: tensor.detach().clone() for name, tensor in weights.items() if name in around}
+    around = _around(key)
+    rest |= {around[name]: tensor.detach().clone() for name, tensor in weights.items() if name in around}
+    if "output" in rest and (rest["output"].dim() != 2 or rest["output"].shape[1] != len(rows["gate"])):
+        wanted, got = (f"(D, {len(rows['gate'])})", tuple(rest["output"].shape))
+        raise ValueError(f"convert_mingru: to_out.weight must be {wanted}, got {got}")
+    return rnn, rest

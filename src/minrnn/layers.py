@@ -30,7 +30,7 @@ class MinGRU(GRUKind, Stack):
 
     Inputs: input, hx=None, *, lengths=None, reset=None
         input: (T, B, D), or (B, T, D) if `batch_first`, or (T, D), or a PackedSequence, of the dtype of the weights
-            (under autocast, of any floating dtype).
+            (under autocast, of any floating dtype but float64).
         hx: (S, B, H), for (T, D) input (S, H), with S = num_layers x directions: the state to begin from, in the dtype
             of the input.
         lengths: integers (B,), a list or a tensor on any device, in any order, 0 included. Steps at or beyond a length

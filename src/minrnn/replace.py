@@ -57,6 +57,8 @@ def _counterpart(module: nn.Module) -> nn.Module:
     create, settings = _SWAPS[type(module)]
     weight = next(module.parameters())
     new = create(**{name: getattr(module, name) for name in settings}, device=weight.device, dtype=weight.dtype)
+    known = dict(module.named_parameters())
     for name, parameter in new.named_parameters():
-        parameter.requires_grad_(getattr(module, name).requires_grad)
+        # What is no parameter there is computed from some, as by weight_norm: nobody has frozen it.
+        parameter.requires_grad_(name not in known or known[name].requires_grad)
     return new.train(module.training)

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
 from conftest import assert_close
@@ -81,8 +82,15 @@ def test_gradients_are_the_same_where_they_are_differentiated_again(name):
     y, _ = mixer(x, reset=reset)
     inputs = [x, *mixer.parameters()]
     wanted = torch.autograd.grad(y.square().sum(), inputs, retain_graph=True)
-    for a, b in zip(torch.autograd.grad(y.square().sum(), inputs, create_graph=True), wanted, strict=True):
+    again = torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+    for a, b in zip(again, wanted, strict=True):
         assert_close(a, b, x.dtype)
+    direction = torch.randn_like(x)
+    (backward,) = torch.autograd.grad(again[0], x, direction)
+    with forward_ad.dual_level():
+        y, _ = mixer(forward_ad.make_dual(x, direction), reset=reset)
+        (gradient,) = torch.autograd.grad(y.square().sum(), x)
+        assert_close(forward_ad.unpack_dual(gradient).tangent, backward, x.dtype)
 
 
 @pytest.mark.parametrize("name", MIXERS)

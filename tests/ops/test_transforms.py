@@ -4,7 +4,11 @@ import inspect
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing._internal.two_tensor import TwoTensor
 
 from conftest import assert_close, backends_under_test
 from minrnn.ops import gates, linear_scan, mingru_scan, minlstm_scan, reference
@@ -166,6 +170,65 @@ def test_many_gradients_at_once(backend):
         assert_close(many[i], torch.autograd.grad(run(p, "reference"), p, weights[i])[0], p.dtype)
     with pytest.raises(NotImplementedError, match="mingru_scan: .* torch.func.jacrev"):
         torch.autograd.grad(run(p), p, weights, is_grads_batched=True)
+    with pytest.raises(NotImplementedError, match="linear_scan: .* jacfwd"):
+        torch.autograd.functional.jacobian(run, p, strategy="forward-mode", vectorize=True)
+
+
+@pytest.mark.parametrize("context", SURROUNDINGS, ids=lambda c: "+".join(c) or "plain")
+def test_forward_mode_over_a_backward_pass(context):
+    """The tangent of a gradient, whose graph is made within the level or outside, is the second derivative that going
+    backward twice gives."""
+
+    def loss(p, q, c):
+        h, last = mingru_scan(p, **context)
+        gated, _ = minlstm_scan(q, last, **context)
+        return (linear_scan(c.sigmoid(), h * gated).square().sum() + last.pow(3).sum()) / 7
+
+    inputs = doubles(3, 5, 8), doubles(3, 5, 12), doubles(3, 5, 4)
+    directions = [torch.randn_like(x) for x in inputs]
+    first = torch.autograd.grad(loss(*inputs), inputs, create_graph=True)
+    wanted = torch.autograd.grad(first, inputs, directions)
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(x, v) for x, v in zip(inputs, directions, strict=True)]
+        within = torch.autograd.grad(loss(*duals), inputs)
+        for gradient, second in zip(within, wanted, strict=True):
+            assert_close(forward_ad.unpack_dual(gradient).tangent, second, torch.float64)
+    h, _ = mingru_scan(inputs[0], **context)
+    weight, tangent = torch.randn(2, *h.shape, dtype=h.dtype).unbind()
+    (wanted,) = torch.autograd.grad(h, inputs[0], tangent, retain_graph=True)
+    with forward_ad.dual_level():
+        (gradient,) = torch.autograd.grad(h, inputs[0], forward_ad.make_dual(weight, tangent), retain_graph=True)
+        assert_close(forward_ad.unpack_dual(gradient).tangent, wanted, torch.float64)
+    (mapped,) = vmap(lambda v: torch.autograd.grad(h, inputs[0], v, retain_graph=True))(tangent[None])
+    assert_close(mapped[0], wanted, torch.float64)
+
+
+def test_tensors_without_memory_and_what_is_recorded_go_by_the_operator():
+    """FakeTensor, tensors of a class that wraps others, `torch.jit.trace`, `make_fx` and `linearize`."""
+
+    def run(p, h, reset, lengths):
+        out, last = mingru_scan(p, h, reset=reset, lengths=lengths)
+        return linear_scan(out.sigmoid(), out, last)
+
+    def made():
+        return torch.randn(3, 5, 8), torch.randn(3, 4), torch.rand(3, 5) < 0.3, torch.tensor([5, 2, 0])
+
+    inputs, others = made(), made()
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(x) for x in inputs]
+        assert run(*fakes).shape == (3, 5, 4)
+        assert mingru_scan(torch.empty(3, 5, 8, requires_grad=True))[0].sum().grad_fn is not None
+    assert run(*fakes).shape == (3, 5, 4)
+    both = run(*(TwoTensor(x, y) for x, y in zip(inputs, others, strict=True)))
+    traced = torch.jit.trace(run, inputs, check_trace=False)
+    for x, part in ((inputs, both.a), (others, both.b)):
+        assert_close(part, run(*x), torch.float32)
+        assert_close(traced(*x), run(*x), torch.float32)
+        assert_close(make_fx(run)(*inputs)(*x), run(*x), torch.float32)
+    p, v = torch.randn(2, 3, 5, 8).unbind()
+    value, tangent = torch.func.linearize(lambda p: mingru_scan(p)[0], p)
+    assert_close(value, mingru_scan(p)[0], torch.float32)
+    assert_close(tangent(v), jvp(lambda p: mingru_scan(p)[0], (p,), (v,))[1], torch.float32)
 
 
 def test_forward_mode_in_a_compiled_function():

@@ -172,6 +172,15 @@ def test_every_compiled_policy_is_compiled(monkeypatch):
         assert len(graphs) == 2 * count  # without a state, and with one
 
 
+def test_the_target_that_was_given_may_be_changed():
+    model, target, observations = make_model(), np.array([5.0, 6.0]), np.zeros((2, SIZE))
+    policy = Policy(model, target=target)
+    expected = policy.act(observations)
+    target[:] = -500
+    policy.reset()
+    assert np.array_equal(policy.act(observations), expected)
+
+
 def test_what_is_handed_out_may_be_changed():
     model, (observations, _) = make_model(), random_episode(3, 7)
     policy, untouched = (Policy(model, target=5.0, mode="stream") for _ in range(2))
@@ -210,6 +219,11 @@ def started(count=2, **settings):
             lambda: started().act(np.array([[0.0] * SIZE, [0, 0, np.inf, 0]]), np.zeros(2)),
             "observation must be finite, got inf at 2 in environment 1",
         ),
+        (lambda: started().act(np.full((2, SIZE), 1e39), np.zeros(2)), "observation must be finite, got 1e.39 at 0"),
+        (lambda: started().act(np.zeros((2, SIZE)), np.array([0, 1e39])), "finite, got 1e.39 in environment 1"),
+        (lambda: Policy(make_model(), target=1e39), "target must be a finite number"),
+        (lambda: started(0, mode="window"), r"observation must be \(N, O\) or .* got \(0, 4\)"),
+        (lambda: (policy := started()).model.train() and policy.act(np.zeros((2, SIZE)), np.zeros(2)), "eval mode"),
         (lambda: started().reset(np.zeros(3, bool)), r"mask must be \(N,\) = \(2,\), got \(3,\)"),
         (lambda: started().reset(np.zeros(2)), "mask must be bool, got float64"),
         (lambda: Policy(make_model(), target=1.0).reset(np.ones(2, bool)), "mask must be None before the first call"),

@@ -177,6 +177,12 @@ def test_sources_joined_by_a_plus_follow_each_other(tmp_path, memory, monkeypatc
     np.testing.assert_array_equal(both.actions[12:23], load_episodes(expert).actions[0:11])
 
 
+def test_data_are_not_joined_with_themselves(tmp_path):
+    path = write_d4rl(tmp_path / "medium.hdf5", log(), ENDED)
+    with pytest.raises(ValueError, match=r"load_episodes: .* must be different data, got the same twice"):
+        load_episodes(f"{path}+{tmp_path / 'x' / '..' / 'medium.hdf5'}")
+
+
 def test_a_path_with_a_plus_is_a_path(tmp_path):
     path = write_d4rl(tmp_path / "a+b.hdf5", log(), ENDED)
     assert len(load_episodes(path).lengths) == 3

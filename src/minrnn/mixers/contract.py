@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from minrnn._shapes import accumulate_dtype, check_reset, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, castable, check_reset, check_shape, check_tensor, shape_error
 
 
 class Place(NamedTuple):
@@ -109,14 +109,14 @@ def check_series(door: str, x: Tensor, width: int, reset: Tensor | None, like: T
         x: what its caller gave.
         width: D.
         reset: what its caller gave.
-        like: a weight; x must have its dtype, or under autocast any floating one.
+        like: a weight; x must have its dtype, or under autocast any floating one but float64.
         wide: the weights of a 16-bit model are float32 here.
     """
     check_tensor(door, "x", x)
     if x.dim() != 3 or x.shape[2] != width:
         raise shape_error(door, "x", "(B, T, D)", f"three dimensions, the last {width}", tuple(x.shape))
     dtype = accumulate_dtype(x.dtype) if wide else x.dtype
-    if dtype != like.dtype and not (x.is_floating_point() and autocasts(x.device.type)):
+    if dtype != like.dtype and not castable(x, like):
         raise ValueError(f"{door}: x must be {like.dtype} as the weights are, got {x.dtype}")
     check_reset(door, reset, *x.shape[:2])
 
@@ -157,11 +157,6 @@ def check_state(door: str, state: object, kind: type, like: Tensor | None = None
     for name, wanted in fields.items():
         assert like is not None, "tensors of a state are compared with a weight"
         check_state_tensor(door, f"state.{name}", getattr(state, name), like, *wanted)
-
-
-def autocasts(device: str) -> bool:
-    """Whether autocast is on for this kind of device."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def detach_state(state: Any) -> Any:

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from minrnn._shapes import accumulate_dtype
-from minrnn.mixers.contract import ALONE, Mixer, Place, autocasts, check_series, check_state, check_types
+from minrnn._shapes import accumulate_dtype, autocasts
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types
 from minrnn.ops.sequences import Sequences
 
 

@@ -30,9 +30,14 @@ def generate(
         generator: of the random numbers, on the model's device.
 
     Raises:
+        TypeError: a token, `max_new_tokens` or `top_k` is not a whole number.
         ValueError: an argument is out of its range, or the model is in training mode; at the call, not the first token.
     """
     vocabulary, prompt = model.config.vocabulary, list(prompt_tokens)
+    for name, numbers in (("prompt_tokens", prompt), ("max_new_tokens", [max_new_tokens]), ("top_k", [top_k or 0])):
+        for number in numbers:
+            if not hasattr(number, "__index__"):
+                raise TypeError(f"generate: {name} must be of whole numbers, got {number!r}")
     if not prompt:
         raise ValueError("generate: prompt_tokens must be at least one token, got none")
     for token in prompt:

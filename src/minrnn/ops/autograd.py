@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch import eager_transforms
-from torch.autograd import forward_ad
 
 from minrnn._shapes import laid_out_like
 from minrnn.ops import gates as gating
-from minrnn.ops.rules import Adjoint, Spec, backward, forward
+from minrnn.ops.rules import Adjoint, Spec, backward, forward, refuse_legacy
+from minrnn.ops.transforms import transformed, watched
 
 FEW = 4  # steps that a compiler joins with what is around them, where no gradient is asked for: acting, generating
 
@@ -33,6 +33,10 @@ def scan(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
         # The oracle goes by PyTorch's own rules; and a Function's tangent has, in PyTorch, a zero tangent of its own
         # without a word.
         return forward(inputs, spec)
+    if watched(inputs):
+        if transformed():
+            return forward(inputs, spec._replace(backend="parallel"))
+        return torch.ops.minrnn.scan(*inputs, *_plain(spec))
     return _Scan.apply(*inputs, spec) if _differentiated(inputs) else forward(inputs, spec)
 
 
@@ -46,7 +50,7 @@ def _few(inputs: tuple) -> bool:
 
 def _differentiated(inputs: tuple) -> bool:
     """Whether a rule may be asked for; if not, the Function's 10 µs are saved, which a single step would notice."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if transformed():
         return True
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
@@ -54,6 +58,7 @@ def _differentiated(inputs: tuple) -> bool:
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(source, values, initial, reset, restart, lengths, spec: Spec):
+        refuse_legacy(spec.door, source, values, initial, restart)
         return forward((source, values, initial, reset, restart, lengths), spec)
 
     @staticmethod
@@ -189,7 +194,7 @@ def _op_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _op_backward(ctx: Any, grad_hidden, grad_last):
     *inputs, hidden = ctx.saved_tensors
     source, values, initial, _, restart, _ = inputs
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a second derivative is asked for
+    if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or transformed()):  # a second derivative
         grads = iter(Adjoint(tuple(inputs), hidden, _spec(*ctx.setting), scan).gradients(grad_hidden, grad_last))
         source_grad, values_grad, initial_grad, restart_grad = grads
     else:

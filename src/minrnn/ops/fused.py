@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+
+from minrnn.ops.transforms import transformed
 
 # The kernels by the names of their operators, for those who want to see what one calls.
 KERNELS: dict[str, Callable[..., Any]] = {}
@@ -75,11 +76,13 @@ def fused(
     def differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         args, out = (*saved[:tensors], *ctx.settings), saved[tensors:]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a second derivative is asked for
-            # Arguments by themselves: one may be made from another, or be given twice, which is not for us to follow.
-            alone = tuple(x.view_as(x) if isinstance(x, Tensor) else x for x in args)
-            sources = [x for x in floating(alone) if x.requires_grad]
-            with torch.autocast(out[0].device.type, enabled=False):  # of a backward pass in its reach
+        if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or transformed()):  # a second derivative
+            # Outside the autocast of a backward pass in its reach.
+            with torch.enable_grad(), torch.autocast(out[0].device.type, enabled=False):
+                # Arguments by themselves: one may be made from another, or be given twice, which is not for us to
+                # follow.
+                alone = tuple(x.view_as(x) if isinstance(x, Tensor) else x for x in args)
+                sources = [x for x in floating(alone) if x.requires_grad]
                 again = zip(plain(*alone), grads, strict=False)
                 pairs = [(y, g) for y, g in again if g is not None and y.requires_grad]
                 ys, gs = zip(*pairs, strict=True) if pairs else ((), ())
@@ -94,7 +97,7 @@ def fused(
     torch.library.register_autograd(f"minrnn::{name}", differentiate, setup_context=setup_context)
 
     def call(*args: Any) -> tuple[Tensor, ...]:
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        if transformed():
             return plain(*args)
         return operator(*args)[:returned]
 

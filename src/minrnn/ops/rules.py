@@ -18,6 +18,7 @@ from torch._functorch import eager_transforms
 from minrnn._shapes import accumulate_dtype, time_major
 from minrnn.ops import backends, native, parallel, reference
 from minrnn.ops import gates as gating
+from minrnn.ops.transforms import transformed
 
 Scan = Callable[[tuple, "Spec"], tuple[Tensor, Tensor]]
 
@@ -70,20 +71,25 @@ def _laid_out(series: Tensor, like: Tensor) -> Tensor:
     return series.transpose(0, 1).contiguous().transpose(0, 1).clone()
 
 
+def refuse_legacy(door: str, *tensors: Tensor | None) -> None:
+    """Raise NotImplementedError where one is batched as `torch.autograd.functional` does it, which hides its memory."""
+    if any(x is not None and is_legacy_batchedtensor(x) for x in tensors):
+        raise NotImplementedError(
+            f"{door}: is_grads_batched and vectorize=True map tensors in a way that PyTorch has given up; "
+            "torch.func.jacrev and jacfwd, or torch.func.vmap over torch.func.vjp or jvp, do the same"
+        )
+
+
 def backward(
     grad_hidden: Tensor | None, grad_last: Tensor | None, inputs: tuple, hidden: Tensor, spec: Spec, scan: Scan
 ) -> tuple:
     """Gradients of (projection or coeffs, values, initial, restart); None for those that are None."""
     source, values, *_ = inputs
     like = source if values is None else values
-    if any(x is not None and is_legacy_batchedtensor(x) for x in (grad_hidden, grad_last)):
-        raise NotImplementedError(
-            f"{spec.door}: is_grads_batched and vectorize=True map gradients in a way that PyTorch has given up; "
-            "torch.func.vmap over torch.func.vjp, or torch.func.jacrev, does the same"
-        )
+    refuse_legacy(spec.door, grad_hidden, grad_last)
     # The sum over a broadcast coefficient's gradient must not be one of terms that were rounded to 16 bits.
     summed = values is not None and source.shape != values.shape and accumulate_dtype(like.dtype) != like.dtype
-    plain = torch.is_grad_enabled() or summed
+    plain = torch.is_grad_enabled() or transformed() or summed
     if kernels := None if plain else _kernels(backends.choose(spec.backend, like, spec.door)):
         return kernels.backward(grad_hidden, grad_last, inputs, hidden, spec.gates, spec.activation, spec.reverse)
     return Adjoint(inputs, hidden, spec, scan).gradients(grad_hidden, grad_last)

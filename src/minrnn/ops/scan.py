@@ -11,6 +11,7 @@ from minrnn._shapes import accumulate_dtype, check_shape, check_tensor, shape_er
 from minrnn.ops import autograd, backends
 from minrnn.ops import gates as gating
 from minrnn.ops.rules import Spec
+from minrnn.ops.transforms import readable
 
 
 def linear_scan(
@@ -210,9 +211,7 @@ def _check_context(
             raise TypeError(f"{door}: lengths must be int64, got {lengths.dtype}")
         check_shape(door, "lengths", lengths, "(B,)", (batch,))
         _check_device(door, "lengths", lengths, like)
-        # The values are looked at only where that costs neither a wait for a device nor a break of a graph.
-        known = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
-        if known and batch and not torch._C._are_functorch_transforms_active():
+        if batch and readable(lengths):
             shortest, longest = torch.aminmax(lengths)
             if shortest < 0 or longest > time:
                 raise ValueError(f"{door}: lengths must be between 0 and T = {time}, got {lengths.tolist()}")

@@ -94,8 +94,8 @@ class Policy:
             raise ValueError(f"Policy: mode must be one of {get_args(Mode)}, got {mode!r}")
         if target is None and not self.facts.targets:
             raise ValueError("Policy: target must be a return to ask for, got none, and the facts have none")
-        self.target = np.asarray(self.facts.targets[0] if target is None else target, np.float64)
-        if self.target.ndim > 1 or not np.isfinite(self.target).all():
+        self.target = np.array(self.facts.targets[0] if target is None else target, np.float64)
+        if self.target.ndim > 1 or not _finite(self.target).all():
             raise ValueError(f"Policy: target must be a finite number or one for each environment, got {target}")
         self._forward: Any = model
         self._fixed = False  # whether windows always have K steps
@@ -192,16 +192,19 @@ class Policy:
             (N, A), or (A,) of a single environment, float32, within the bounds of the actions of the data.
 
         Raises:
-            ValueError: shapes do not agree, or a number is not finite.
+            ValueError: shapes do not agree, a number is not finite as a float32, or the model was put into training
+                mode.
         """
+        if self.model.training:
+            raise ValueError("Policy: model must be in eval mode, got one in training mode; call model.eval()")
         observation = np.asarray(observation)
         size = self.model.config.observation_size
-        if observation.ndim not in (1, 2) or observation.shape[-1] != size:
+        if observation.ndim not in (1, 2) or observation.shape[-1] != size or not len(observation):
             raise ValueError(f"Policy: observation must be (N, O) or (O,) with O = {size}, got {observation.shape}")
         single = observation.ndim == 1
         rows = observation[None] if single else observation
-        if not np.isfinite(rows).all():
-            where = np.argwhere(~np.isfinite(rows))[0]
+        if not (finite := _finite(rows)).all():
+            where = np.argwhere(~finite)[0]
             raise ValueError(
                 f"Policy: observation must be finite, got {rows[tuple(where)]} at {where[1]} in environment {where[0]}"
             )
@@ -246,8 +249,8 @@ class Policy:
         wanted = self._wanted - reward
         if begins.any():
             wanted = np.where(begins, self.target, wanted)
-        if not np.isfinite(wanted).all():
-            row = int(np.flatnonzero(~np.isfinite(wanted))[0])
+        if not (finite := _finite(wanted)).all():
+            row = int(np.flatnonzero(~finite)[0])
             raise ValueError(f"Policy: previous_reward must be finite, got {reward.flat[row]} in environment {row}")
         self._wanted, self._timestep = wanted, np.where(begins, 0, self._timestep + 1)
 
@@ -276,3 +279,8 @@ class Policy:
         trajectory = Trajectory(*(torch.from_numpy(past[:, :length]).to(self._device) for past in self._past))
         actions, _ = self._forward(trajectory)
         return actions.float().cpu().numpy()[last]
+
+
+def _finite(numbers: np.ndarray) -> np.ndarray:
+    """Where numbers are finite as float32, in which a model reads them."""
+    return np.abs(numbers) <= np.finfo(np.float32).max

@@ -45,7 +45,10 @@ def load_episodes(source: str | os.PathLike[str]) -> Episodes:
             the file, the field and, where it can, the episode.
     """
     whole = os.fspath(source)
-    read = [_load(part) for part in split(whole)]
+    parts = split(whole)
+    if len(set(map(os.path.realpath, parts))) < len(parts):  # what is held out would be among what is learned
+        raise ValueError(f"load_episodes: {whole}: what is joined must be different data, got the same twice")
+    read = [_load(part) for part in parts]
     try:
         return concatenate(read)
     except ValueError as error:

@@ -53,7 +53,7 @@ class AnswerTask(ABC):
         """A batch of questions, to train on or to be examined by."""
 
     def batch(self, seed: int, step: int) -> Questions:
-        """The training batch of a step."""
+        """The training batch of a step; seeds are below 2**32."""
         return self.make(np.random.default_rng((seed, step)), held_out=False)
 
     def held_out(self, index: int) -> Questions:

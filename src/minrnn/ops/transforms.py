@@ -1,0 +1,27 @@
+"""What PyTorch may be doing with the operations that it is shown, and kernels, which go by addresses, cannot see."""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def transformed() -> bool:
+    """Whether `torch.func` or forward mode is at work: what a kernel computes has neither a mapped dimension nor a
+    tangent."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def watched(tensors: tuple) -> bool:
+    """Whether operations are recorded (`torch.jit.trace`, `make_fx`), or there is something other than memory behind a
+    tensor (`FakeTensor`, `DTensor`): a kernel is then to be inside an operator."""
+    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+        return True
+    return any(x is not None and type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ for x in tensors)
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether a check may look at a tensor's values: without a wait for a device or a break of a graph, and in every
+    transform."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not (torch._C._are_functorch_transforms_active() or watched((tensor,)))
