@@ -1,5 +1,6 @@
 """What all tests share: the one table of tolerances, memory that is never zero by luck, a share of the cores."""
 
+import inspect
 import os
 
 import pytest
@@ -37,6 +38,15 @@ def _seeded_and_poisoned():
     yield
     torch.use_deterministic_algorithms(before[0])
     torch.set_num_threads(before[1])
+
+
+@pytest.fixture
+def compilable(monkeypatch):
+    """Without the checks of shapes that the tests put around what defines a scan: torch.compile cannot trace them."""
+    from minrnn.ops import gates, reference
+
+    for module, name in ((reference, "scan"), (gates, "coefficients"), (gates, "activate")):
+        monkeypatch.setattr(module, name, inspect.unwrap(getattr(module, name)))
 
 
 def backends_under_test() -> list[str]:

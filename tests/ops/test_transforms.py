@@ -1,7 +1,5 @@
 """The scans under PyTorch's transforms: gradcheck of both modes and orders, torch.func, torch.compile, opcheck."""
 
-import inspect
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -11,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing._internal.two_tensor import TwoTensor
 
 from conftest import assert_close, backends_under_test
-from minrnn.ops import gates, linear_scan, mingru_scan, minlstm_scan, reference
+from minrnn.ops import linear_scan, mingru_scan, minlstm_scan
 from minrnn.ops.autograd import FEW
 
 BACKENDS = backends_under_test()
@@ -124,13 +122,10 @@ def test_compile_with_dynamic_time():
     assert compiles == 1
 
 
-def test_few_compiled_steps_without_a_gradient_are_plain_operations(monkeypatch):
+def test_few_compiled_steps_without_a_gradient_are_plain_operations(compilable):
     """For the compiler to join with what is around them; not where a gradient is asked for, a step's number is unknown
     or a backend is named."""
     scans = []
-    for module, name in ((reference, "scan"), (gates, "coefficients"), (gates, "activate")):
-        # Without the checks of shapes that the tests put around it, which the compiler cannot trace.
-        monkeypatch.setattr(module, name, inspect.unwrap(getattr(module, name)))
 
     def count(graph, inputs):
         targets = [str(node.target) for node in graph.graph.nodes]

@@ -151,7 +151,7 @@ def test_a_policy_is_saved_with_its_own_target(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_policy_acts_alike():
+def test_a_compiled_policy_acts_alike(compilable):
     model, (observations, rewards) = make_model(), random_episode(9, 6)
     for mode in ("stream", "window"):
         policy = Policy(model, target=5.0, mode=mode)
@@ -161,7 +161,7 @@ def test_a_compiled_policy_acts_alike():
 
 
 @pytest.mark.slow
-def test_every_compiled_policy_is_compiled(monkeypatch):
+def test_every_compiled_policy_is_compiled(compilable, monkeypatch):
     """However many there are: Dynamo ends at eight graphs of a function, and then runs it as it is."""
     graphs, (observations, rewards) = [], random_episode(3, 6)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=lambda graph, _: graphs.append(1) or graph))

@@ -90,7 +90,8 @@ def draw(path: Path, result: dict) -> None:
         lengths = [point["length"] for point in points]
         panels[0].plot(lengths, [1e3 * point["seconds"]["median"] for point in points], **style)
         peaks = {point["length"]: point["peak_bytes"] / 1e6 for point in points if point["peak_bytes"]}
-        panels[1].plot(list(peaks), list(peaks.values()), **style)
+        if peaks:  # Matplotlib finds no ticks for a logarithm of nothing
+            panels[1].plot(list(peaks), list(peaks.values()), **style)
     lengths = result["settings"]["lengths"]
     for axes, title in zip(panels, ("time of one step, ms", "peak memory of one step, MB"), strict=True):
         axes.set(title=title, xlabel="length", xscale="log", yscale="log")
