@@ -14,9 +14,10 @@ def transformed() -> bool:
 def watched(tensors: tuple) -> bool:
     """Whether operations are recorded (`torch.jit.trace`, `make_fx`), or there is something other than memory behind a
     tensor (`FakeTensor`, `DTensor`): a kernel is then to be inside an operator."""
-    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+    if torch._C._get_tracing_state() or torch._C._len_torch_dispatch_stack():
         return True
-    return any(x is not None and type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__ for x in tensors)
+    memory = torch._C._disabled_torch_dispatch_impl
+    return any(x is not None and type(x).__torch_dispatch__ is not memory for x in tensors)
 
 
 def readable(tensor: Tensor) -> bool:
