@@ -228,7 +228,7 @@ def test_a_killed_worker_loses_only_its_own_cell(tmp_path):
 
 def test_ctrl_c_keeps_what_is_finished_and_goes_on_where_it_was(tmp_path, monkeypatch):
     """Through the command line, at a terminal's process group; two workers at once."""
-    wanted = [cell(), cell(1, steps=1000), cell(2, steps=1000)]
+    wanted = [cell(), *(cell(seed, steps=1000, save_every=50) for seed in (1, 2))]
     whole = run(wanted, Results(tmp_path / "whole"), jobs=2, console=quiet())
     (tmp_path / "cells.json").write_text(json.dumps([dataclasses.asdict(each) for each in wanted]))
     script = f"""
