@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from minrnn._gated import Gated, States, Weights, map_states
 from minrnn._shapes import check_tensor
-from minrnn.ops.transforms import readable
+from minrnn.ops.transforms import out_of_range
 
 
 class Stack(Gated):
@@ -181,10 +181,8 @@ class Stack(Gated):
         if lengths.shape != batch:
             raise self._wrong("lengths", f"of shape {tuple(batch)}", tuple(lengths.shape))
         lengths = lengths.to(torch.int64)
-        if lengths.numel() and readable(lengths):
-            shortest, longest = torch.aminmax(lengths)
-            if shortest < 0 or longest > time:
-                raise self._wrong("lengths", f"between 0 and T = {time}", lengths.tolist())
+        if out_of_range(lengths, time):
+            raise self._wrong("lengths", f"between 0 and T = {time}", lengths.tolist())
         return lengths
 
 

@@ -100,7 +100,7 @@ def _layer(weights: Mapping[str, Tensor], key: str, blocks: tuple[str, ...]) -> 
     rnn.load_state_dict(values)
     around = _around(key)
     rest |= {around[name]: tensor.detach().clone() for name, tensor in weights.items() if name in around}
-    if "output" in rest and (rest["output"].dim() != 2 or rest["output"].shape[1] != len(rows["gate"])):
-        wanted, got = (f"(D, {len(rows['gate'])})", tuple(rest["output"].shape))
-        raise ValueError(f"convert_mingru: to_out.weight must be {wanted}, got {got}")
+    output = rest.get("output")
+    if output is not None and (output.dim() != 2 or output.shape[1] != rnn.hidden_size):
+        raise ValueError(f"convert_mingru: to_out.weight must be (D, {rnn.hidden_size}), got {tuple(output.shape)}")
     return rnn, rest

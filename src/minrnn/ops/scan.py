@@ -11,7 +11,7 @@ from minrnn._shapes import accumulate_dtype, check_shape, check_tensor, shape_er
 from minrnn.ops import autograd, backends
 from minrnn.ops import gates as gating
 from minrnn.ops.rules import Spec
-from minrnn.ops.transforms import readable
+from minrnn.ops.transforms import out_of_range
 
 
 def linear_scan(
@@ -211,8 +211,6 @@ def _check_context(
             raise TypeError(f"{door}: lengths must be int64, got {lengths.dtype}")
         check_shape(door, "lengths", lengths, "(B,)", (batch,))
         _check_device(door, "lengths", lengths, like)
-        if batch and readable(lengths):
-            shortest, longest = torch.aminmax(lengths)
-            if shortest < 0 or longest > time:
-                raise ValueError(f"{door}: lengths must be between 0 and T = {time}, got {lengths.tolist()}")
+        if out_of_range(lengths, time):
+            raise ValueError(f"{door}: lengths must be between 0 and T = {time}, got {lengths.tolist()}")
     return initial, restart

@@ -20,9 +20,12 @@ def watched(tensors: tuple) -> bool:
     return any(x is not None and type(x).__torch_dispatch__ is not memory for x in tensors)
 
 
-def readable(tensor: Tensor) -> bool:
-    """Whether a check may look at a tensor's values: without a wait for a device or a break of a graph, and in every
-    transform."""
-    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+def out_of_range(lengths: Tensor, time: int) -> bool:
+    """Whether one of the lengths is not between 0 and `time`; False where their values cannot be looked at without a
+    wait for a device or a break of a graph, or in a transform."""
+    if lengths.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return not (torch._C._are_functorch_transforms_active() or watched((tensor,)))
+    if torch._C._are_functorch_transforms_active() or watched((lengths,)) or not lengths.numel():
+        return False
+    shortest, longest = torch.aminmax(lengths)
+    return bool(shortest < 0 or longest > time)

@@ -181,7 +181,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--targets", type=float, nargs="+", help="returns to ask for (default: the run's own)")
     parser.add_argument(
         "--mode",
-        choices=("window", "stream", "both"),
+        choices=(*get_args(Mode), "both"),
         default="window",
         help="read the last steps again for each action, as published, or carry a state on (default: window)",
     )

@@ -6,7 +6,7 @@ import os
 import sys
 from ctypes.util import find_library
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -124,7 +124,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help=".mp4 or .gif file (default: RUN/episode.mp4)")
     parser.add_argument("--env", help="Gymnasium environment (default: the run's own)")
     parser.add_argument("--target", type=float, help="return to ask for (default: the run's first)")
-    parser.add_argument("--mode", choices=("window", "stream"), default="window", help="how to act (default: window)")
+    parser.add_argument("--mode", choices=get_args(Mode), default="window", help="how to act (default: window)")
     parser.add_argument("--steps", type=int, default=1000, help="at most (default: 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of the beginning (default: 0)")
     given = parser.parse_args(arguments)
