@@ -159,13 +159,14 @@ def test_a_system_that_runs_out_of_memory_is_a_row_without_memory(tmp_path, monk
     assert [point["peak_bytes"] for point in result["points"]] == [None, None]
 
 
-def test_a_system_that_cannot_run_the_workload_is_left_out(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, AssertionError])
+def test_a_system_that_cannot_run_the_workload_is_left_out(kind, tmp_path, monkeypatch, capsys):
     def refuse(load):
-        raise RuntimeError("no such primitive")
+        raise kind("no such primitive")
 
     monkeypatch.setitem(SYSTEMS, "nn.LSTM", systems.System(refuse))
     monkeypatch.setattr(measure, "peak_memory", lambda name, load: 1.0)
-    flags = "--batch 2 --lengths 4 --input-size 3 --hidden-size 4 --repeats 2 --systems MinLSTM nn.LSTM"
+    flags = "--batch 2 --lengths 4 4 --input-size 3 --hidden-size 4 --repeats 2 --systems MinLSTM nn.LSTM"
     assert main([*flags.split(), "--out", str(tmp_path)]) == 0
     assert "nn.LSTM is left out: no such primitive" in capsys.readouterr().out
     result = json.loads((tmp_path / f"{facts.machine()}-lengths.json").read_text())

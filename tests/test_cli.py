@@ -251,6 +251,7 @@ def test_bad_input_is_one_sentence(run, text, capsys, tmp_path):
     assert "name must be one of mingru, minlstm" in refused(capsys, "train", "--mixer", "magic", *new)
     assert "options of mingru must be among" in refused(capsys, "train", "--mixer_options.magic", "1", *new)
     assert "mlp * width must be below" in refused(capsys, "train", "--mlp", "1e308", *new)
+    assert "mlp * width must be 0 or at least 1" in refused(capsys, "train", "--mlp", "0.001", *new)
     assert not (tmp_path / "new").exists()
     assert "model has seen, got '#'" in refused(capsys, "generate", run, "--prompt", "1#2")
     assert "at least one token" in refused(capsys, "generate", run, "--prompt", "")
@@ -323,7 +324,7 @@ sys.exit(main(["train"]) + main(["generate", "run"]) + main(["eval", "run"]))
 """
     done = python(blocked, THP_MEM_ALLOC_ENABLE="1")
     assert done.returncode == 3, done.stderr
-    for line in ("minrnn  ", "torch  ", "threads  ", "instruction set", "backend native", "huge pages"):
+    for line in ("minrnn  ", "torch  ", "threads  ", "instruction set", "backend native", "huge pages", "extra rl"):
         assert line in done.stdout
     assert re.search(r"huge pages +on", done.stdout)
     assert done.stderr.count("which is not installed: pip install minrnn[train]") == 3

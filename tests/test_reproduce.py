@@ -147,13 +147,14 @@ def test_a_cell_fails_alone_and_is_tried_again(tmp_path):
 
 
 def test_a_cell_after_one_that_failed_has_a_process_of_its_own(tmp_path, monkeypatch):
-    """An error may leave its process broken: a GPU refuses all work after some."""
+    """An error may leave its process broken: a GPU refuses all work after some. A ValueError is of what was asked."""
     begun, start = [], subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: begun.append(args) or start(*args, **kwargs))
-    first, second = dataclasses.replace(cell(7), system="bad"), cell(steps=2)
+    first, second, third = (dataclasses.replace(cell(seed, steps=2), system=f"{seed}") for seed in range(3))
     first.config["task"] = {"name": "unknown"}
-    records = run([first, second], Results(tmp_path), console=quiet())
-    assert ["error" in record for record in records] == [True, False]
+    second.config["task"]["length"] = 0
+    records = run([first, second, third], Results(tmp_path), console=quiet())
+    assert [record.get("error", "").partition(":")[0] for record in records] == ["KeyError", "ValueError", ""]
     assert sum("minrnn.reproduce.worker" in args[0] for args in begun) == 2
 
 

@@ -18,6 +18,7 @@ from minrnn import cli
         (["--scale", "big"], "scale must be one of smoke, laptop, paper, got 'big'"),
         (["layers", "--systems", "x"], "systems must be of .*, got 'x'"),
         (["--jobs", "0"], "--jobs: must be at least 1, got 0"),
+        (["lm", "--data", "none.txt"], "--data: must be a file or a directory, got 'none.txt', which is not there"),
     ],
 )
 def test_bad_arguments_are_named(arguments, match, capsys):

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from matplotlib.figure import Figure
 from rich.console import Console
 
 import minrnn.models
@@ -172,6 +173,27 @@ def test_training_ends_where_it_no_longer_helps_and_keeps_the_best(config, tmp_p
     again = train(RunConfig.of_run(tmp_path / "run"), tmp_path / "run", resume=True, console=quiet())
     assert {**again, "seconds": 0} == {**result, "seconds": 0} and len(measured) == 3
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == kept
+
+
+def test_a_run_that_ends_within_a_few_steps_has_a_curve(config, tmp_path, monkeypatch):
+    """Before the first of the training losses that are noted every ten steps."""
+    monkeypatch.setattr(TextTask, "evaluate", lambda self, model, *, device="cpu": next(losses))
+    losses = ({"held_out": float(loss)} for loss in range(5, 99))
+    settings = dataclasses.replace(config.train, eval_every=1, patience=2)
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure.axes[0]))
+    assert train(dataclasses.replace(config, train=settings), tmp_path / "run", console=quiet())["steps"] == 3
+    (axes,) = drawn
+    low, high = axes.get_ylim()
+    training, held_out = (line.get_ydata() for line in axes.lines)
+    assert list(held_out) == [5, 6, 7] and len(training) == 3 and low < min(training) and high == min(training) + 2
+
+
+def test_a_run_that_fails_at_once_leaves_its_directory_free(config, tmp_path):
+    attention = dataclasses.replace(config.backbone, mixer="attention", mixer_options={"max_length": 8})
+    with pytest.raises(ValueError, match="max_length = 8"):
+        train(dataclasses.replace(config, backbone=attention), tmp_path / "run", console=quiet())
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_seed_decides_the_run(whole, config, tmp_path):

@@ -108,6 +108,9 @@ def train(arguments: list[str]) -> int:
     console = make_console()
     if huge_pages:
         console.print(f"[dim]{HUGE_PAGES}=1: torch's CPU allocator uses huge pages[/]", highlight=False)
+    if without := sorted(given.keys() & {"dropout", "mlp_kind"}) if not config.backbone.mlp else []:
+        what = f"{' and '.join(without)} change nothing: {config.backbone.mixer} has no MLP here; --mlp gives it one"
+        console.print(what, markup=False, highlight=False, soft_wrap=True)
     try:
         train_run(config, run, resume=resume, console=console)
     except Interrupted as stop:

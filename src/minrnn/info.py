@@ -51,7 +51,7 @@ def _extras() -> dict[str, str]:
     """Of each extra that users install: which of its packages are here."""
     found: dict[str, str] = {}
     for requirement in importlib.metadata.requires("minrnn") or []:
-        match = re.match(r"([\w.-]+).*extra\s*==\s*['\"](train|peers)['\"]", requirement)
+        match = re.match(r"([\w.-]+).*extra\s*==\s*['\"](train|rl|peers)['\"]", requirement)
         if match and match[1] != "minrnn":
             name, extra = match[1], match[2]
             try:

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         if SYSTEMS[name].mixes != as_mixers:
             parser.error(f"argument --systems: {name} is compared {'without' if as_mixers else 'with'} --mixers")
     fields = ("batch", "input_size", "hidden_size", "layers", "dtype", "first_layer")
-    lengths = tuple(given.get("lengths", mixers.LENGTHS if as_mixers else DEFAULT_LENGTHS))
+    lengths = tuple(dict.fromkeys(given.get("lengths", mixers.LENGTHS if as_mixers else DEFAULT_LENGTHS)))
     default = mixers.WORKLOAD if as_mixers else Workload()
     load = dataclasses.replace(default, **{name: given[name] for name in fields if name in given})
     if as_mixers and (load.input_size != load.hidden_size or load.layers != 1):

@@ -79,13 +79,13 @@ def _introduction(sweep: Sweep, about: dict, bandwidth: float) -> list[str]:
 
 
 def refusal(name: str, load: Workload) -> str | None:
-    """Why a system cannot run the workload (it is not installed; nn.LSTM may lack float16), or None."""
+    """Why a system cannot run the workload (it is not installed; nn.LSTM may lack float16, a peer a width), or None."""
     if missing := SYSTEMS[name].missing():
         return missing
     load = replace(load, batch=1, length=2)
     try:
         measure.training_steps(build([name], load), load)[name]()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, AssertionError) as error:
         return str(error)
     return None
 

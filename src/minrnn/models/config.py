@@ -22,7 +22,7 @@ class BackboneConfig:
         mlp: hidden width of the MLP after the mixer in widths of the model, 0 for none (default: as the authors)
         mlp_kind: of that MLP: geglu, gelu, relu or channel_mix (default: as the authors)
         norm: before each of them: layer or rms (default: as the authors)
-        dropout: share of the MLP's output that is dropped in training
+        dropout: share of the MLP's output that is dropped in training; without an MLP, nothing is
     """
 
     width: int = 128
@@ -44,6 +44,8 @@ class BackboneConfig:
         for name, least in (("width", 1), ("layers", 1), ("conv", 0), ("mlp", 0)):
             if not least <= getattr(self, name) < math.inf:
                 raise ValueError(f"BackboneConfig: {name} must be at least {least}, got {getattr(self, name)}")
+        if 0 < (self.mlp or 0) * self.width < 1:
+            raise ValueError(f"BackboneConfig: mlp * width must be 0 or at least 1, got {self.mlp} * {self.width}")
         if (self.mlp or 0) * self.width >= 2**63:
             raise ValueError(f"BackboneConfig: mlp * width must be below 2**63, got {self.mlp} * {self.width}")
         if not 0 <= self.dropout < 1:

@@ -51,6 +51,8 @@ def main(argv: list[str]) -> int:
         wanted = cells(given.experiments or list(EXPERIMENTS), given.scale, given.systems)
     except ValueError as error:
         parser.error(str(error))
+    if given.data and not Path(given.data).exists():
+        parser.error(f"argument --data: must be a file or a directory, got {given.data!r}, which is not there")
     console = Console()
     out = given.out or Path("results") / given.scale
     results = Results(out)

@@ -85,10 +85,11 @@ def _section(name: str, experiment: Experiment, scale: Scale, found: Sequence[Fo
     tell = {"seconds": times.tell, "return": returns.tell}.get(experiment.metric, scores.tell)
     told = tell(name, experiment, found, published)
     counts = Counter(each.state for each in found)
+    of_users = any("files" in each.cell.config.get("data", ()) for each in found)
     return Section(
         name=name,
         about=experiment,
-        command=f"minrnn reproduce {name} --scale {scale}",
+        command=f"minrnn reproduce {name} --scale {scale}{' --data DIRECTORY' * of_users}",
         found=found,
         counts={state: counts[state] for state in STATES if counts[state]},
         told=told,

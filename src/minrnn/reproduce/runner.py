@@ -142,7 +142,7 @@ class _Server(threading.Thread):
                 reason = signal.Signals(-status).name if status < 0 else f"exit status {status}"
                 self.results.write(cell, {"error": f"its process ended by {reason}", "facts": facts.gather()})
         record = self.results.read(cell) or {}
-        if "error" in record:
+        if not record.get("error", "ValueError").startswith("ValueError"):  # which is of what was asked for
             self._dismiss()  # what failed may have broken the process, as errors of a GPU do
         self._say(f"{cell.name}: {outcome(record)} ({self.waiting.qsize()} are waiting)")
 

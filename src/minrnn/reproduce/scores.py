@@ -74,6 +74,8 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
         drawn = [Figure(name, caption, figures.draw(name, f"{experiment.title}: {measure.axis}", panels, "step"))]
     if experiment.along == "systems":
         told = [sentence for column in columns for sentence in _sentence(column, places, measure, exams.get(column))]
+        if told and any(len(_values(seeds, measure)) == 1 for seeds in places.values()):
+            told.append("Of a system with one seed it is not known what chance does.")
     else:
         told = list(_along_columns(places, measure))
     return Told(measure.words, told, tables, [], drawn, [])
@@ -175,37 +177,51 @@ def _curves(
     )
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds, and its standard error: of the seeds, where there are several, and of the examination."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, values: Sequence[float], exam: Exam | None) -> "Estimate":
+        mean = statistics.mean(values)
+        seeds = (spread(values) or 0.0) / len(values) ** 0.5
+        return cls(mean, math.hypot(seeds, exam.error(mean) if exam else 0.0))
+
+    def apart(self, other: "Estimate", digits: int) -> bool:
+        """Whether two differ by more than twice the standard error of their difference, and by what is shown."""
+        least = 2 * math.hypot(self.error, other.error)
+        return abs(self.mean - other.mean) > least and f"{self.mean:.{digits}f}" != f"{other.mean:.{digits}f}"
+
+
 def _sentence(column: str, places: Mapping[Key, Sequence[Found]], measure: Measure, exam: Exam | None) -> Iterator[str]:
     """Which systems of a column are first and which last, as far as they can be told apart."""
-    means = {system: mean for (system, its), found in places.items()
-             if its == column and (mean := _mean(found, measure)) is not None}  # fmt: skip
-    if len(means) < 2:
+    values = {system: each for (system, its), found in places.items()
+              if its == column and (each := _values(found, measure))}  # fmt: skip
+    if len(values) < 2:
         return
-    low, high = min(means.values()), max(means.values())
-    span = " to ".join(dict.fromkeys(f"{end:.{measure.digits}f}" for end in (low, high)))
+    estimates = {system: Estimate.of(each, exam) for system, each in values.items()}
+    low, high = (choose(estimates.values(), key=lambda each: each.mean) for choose in (min, max))
+    span = " to ".join(dict.fromkeys(f"{end.mean:.{measure.digits}f}" for end in (low, high)))
 
-    def named(end: float) -> str:
+    def named(end: Estimate) -> str:
         """All that cannot be told apart from this end."""
         ranks: dict[str, list[str]] = {}
-        for system, mean in sorted(means.items(), key=lambda each: abs(each[1] - end)):
-            if not _apart(mean, end, measure, exam):
-                ranks.setdefault(f"{mean:.{measure.digits}f}", []).append(system)
+        for system, each in sorted(estimates.items(), key=lambda item: abs(item[1].mean - end.mean)):
+            if not each.apart(end, measure.digits):
+                ranks.setdefault(f"{each.mean:.{measure.digits}f}", []).append(system)
         return ", ".join(f"{', '.join(names)} ({value})" for value, names in ranks.items())
 
     told = f"lowest {named(low)}; highest {named(high)}"
-    if exam and high <= exam.constant + 2 * exam.error(exam.constant):
+    if exam and high.mean <= exam.constant + 2 * exam.error(exam.constant):
         told = f"nobody does better than one constant answer ({span}; {exam.constant:.{measure.digits}f})"
-    elif not _apart(low, high, measure, exam):
+    elif not low.apart(high, measure.digits):
         told = f"not told apart ({span})"
     elif exam:
         told = f"highest {named(high)}; lowest {named(low)}"
     yield f"{column}: {told}." if column else f"{told[0].upper()}{told[1:]}."
-
-
-def _apart(one: float, other: float, measure: Measure, exam: Exam | None) -> bool:
-    """Whether two numbers differ by more than twice the standard error of their difference, and by what is shown."""
-    least = 2 * math.hypot(exam.error(one), exam.error(other)) if exam else 0.0
-    return abs(one - other) > least and f"{one:.{measure.digits}f}" != f"{other:.{measure.digits}f}"
 
 
 def _along_columns(places: Mapping[Key, Sequence[Found]], measure: Measure) -> Iterator[str]:

@@ -166,7 +166,7 @@ def lm(scale: Scale) -> Iterable[Cell]:
         "Transformer": {
             **shape,
             "mixer": "attention",
-            "mixer_options": {"heads": 6 if scale != "laptop" else 4, "dropout": 0.2},
+            "mixer_options": {"heads": 6 if scale != "laptop" else 4, "dropout": 0.2, "max_length": task["length"]},
         },
     }
     return _training("lm", 1, task, train, systems)
@@ -184,7 +184,7 @@ _CHANGES: dict[str, tuple[Table, Table]] = {
     "RMSNorm": ({"norm": "rms"}, {}),
     "forget bias 1": ({"mixer_options": {"expansion": 2.0, "forget_bias": 1.0}}, {}),
 }
-_HELPED = ("twice the learning rate", "dropout 0.4")
+_TOGETHER = ("twice the learning rate", "dropout 0.4")
 
 
 def best(scale: Scale) -> Iterable[Cell]:
@@ -198,7 +198,7 @@ def best(scale: Scale) -> Iterable[Cell]:
     recipes = {"nanoGPT's recipe": (plain, train), "short cosine": (plain, short)}
     recipes |= {name: ({**plain, **model}, {**short, **training}) for name, (model, training) in _CHANGES.items()}
     model, training = plain, short
-    for name in _HELPED:
+    for name in _TOGETHER:
         model, training = {**model, **_CHANGES[name][0]}, {**training, **_CHANGES[name][1]}
     recipes["shakespeare-best"] = model, training
     for seed in range(3 if scale == "laptop" else 1):

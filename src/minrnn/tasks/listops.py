@@ -3,6 +3,8 @@
 B batch, T length.
 """
 
+import statistics
+
 import numpy as np
 import torch
 
@@ -19,7 +21,7 @@ def value(operation: int, arguments: list[int]) -> int:
     """Smallest, largest, median (the lower integer) or sum modulo 10 of the arguments."""
     if operation < 2:
         return (min, max)[operation](arguments)
-    return int(np.median(arguments)) if operation == 2 else sum(arguments) % 10
+    return int(statistics.median(arguments)) if operation == 2 else sum(arguments) % 10
 
 
 class ListOps(AnswerTask):
@@ -90,14 +92,15 @@ class ListOps(AnswerTask):
         )
 
     def _list(self, rng: np.random.Generator, depth: int, tokens: list[int]) -> int:
-        operation, count = rng.integers(len(OPERATIONS)), rng.integers(2, self.arguments + 1)
-        tokens.append(OPEN + int(operation))
+        # Python's numbers: on short lists NumPy's take several times as long.
+        operation, count = int(rng.integers(len(OPERATIONS))), int(rng.integers(2, self.arguments + 1))
+        tokens.append(OPEN + operation)
         arguments = []
-        for nested, digit in zip(rng.random(count) < NESTED, rng.integers(10, size=count).tolist(), strict=True):
-            if nested and depth < self.depth and len(tokens) < self.length:
+        for chance, digit in zip(rng.random(count).tolist(), rng.integers(10, size=count).tolist(), strict=True):
+            if chance < NESTED and depth < self.depth and len(tokens) < self.length:
                 arguments.append(self._list(rng, depth + 1, tokens))
             else:
                 tokens.append(digit)
                 arguments.append(digit)
         tokens.append(CLOSE)
-        return value(int(operation), arguments)
+        return value(operation, arguments)

@@ -18,8 +18,8 @@ def draw_curve(lines: list[dict[str, float]], path: Path, title: str, unit: str)
     axes.plot(*zip(*held_out, strict=True), color="#d94801", marker="o", markersize=4, label="held out, all of it")
     last_step, last = held_out[-1]
     axes.annotate(f"{last:.3f}", (last_step, last), xytext=(0, 8), textcoords="offset points", ha="right")
-    low = min(value for _, value in train + held_out)
-    axes.set_ylim(low - 0.1, min(max(value for _, value in train), low + 2))
+    losses = [value for _, value in train + held_out]
+    axes.set_ylim(min(losses) - 0.1, min(max(losses) + 0.1, min(losses) + 2))  # the first steps' lie far above
     axes.set(title=title, xlabel="step", ylabel=unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

@@ -17,6 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from minrnn.models import replace_files
 
+CHECKPOINT = "checkpoint.pt"
 _KEYS = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "pytorch-lightning_version"}
 
 

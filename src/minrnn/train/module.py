@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from minrnn.models import SequenceModel, parameter_groups, save
 from minrnn.tasks import Task
 from minrnn.train.config import Precision, TrainConfig
-from minrnn.train.files import Metrics
+from minrnn.train.files import CHECKPOINT, Metrics
 
 # What a second request to stop does, whatever the handlers were before the run.
 AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -101,7 +101,7 @@ class Journal(L.Callback):
 
     @property
     def checkpoint(self) -> Path:
-        return self.run / "checkpoint.pt"
+        return self.run / CHECKPOINT
 
     def on_train_start(self, trainer: L.Trainer, module: Training) -> None:
         self.began, self._started = True, time.monotonic() - self.seconds
@@ -120,10 +120,11 @@ class Journal(L.Callback):
         own = torch.stack([outputs["loss"], outputs["loss"].new_tensor(self._asked_to_stop is not None)])
         self.loss, asked_to_stop = trainer.strategy.reduce(own, reduce_op="mean").tolist()
         self._check_finite(module, step, "loss", self.loss)
-        if trainer.is_global_zero and (step % self.log_every == 0 or step == config.steps):
+        examined = step % config.eval_every == 0 or step == config.steps
+        if trainer.is_global_zero and (examined or step % self.log_every == 0):
             rate = config.lr * config.schedule(step - 1)
             self.metrics.append(step, loss=self.loss, lr=rate, seconds=round(self.seconds, 3))
-        if step % config.eval_every == 0 or step == config.steps:
+        if examined:
             self._examine(trainer, module, step)
         last = trainer.should_stop = self._at_end(step, config)
         if step % config.save_every == 0 or last or asked_to_stop:

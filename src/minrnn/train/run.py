@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.console import Console
 from minrnn.models import SequenceModel, replace_files, save
 from minrnn.train.config import RunConfig, TrainConfig
 from minrnn.train.curve import draw_curve
+from minrnn.train.files import CHECKPOINT
 from minrnn.train.fit import fit
 from minrnn.train.jobs import JOBS, Job
 from minrnn.train.module import Journal
@@ -62,7 +64,12 @@ def train(
             save(model, out)  # last: a run that is killed before it has what a resume needs
     say(console, f"{config.backbone.mixer}, {_parameters(model):,} parameters, in {out}")
     say(console, job.about())
-    journal = fit(model, job.task, config.train, out, console)
+    try:
+        journal = fit(model, job.task, config.train, out, console)
+    except ValueError:
+        if main_process and not resume and not (out / CHECKPOINT).exists():
+            shutil.rmtree(out)  # there is nothing to go on from, and a second try would find the directory taken
+        raise
     return _finish(job.load(out), job, config.train, journal, console) if main_process else {}
 
 
