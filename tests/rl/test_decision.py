@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from conftest import assert_close
 from minrnn.mixers import MIXERS
 from minrnn.models import BackboneConfig, load_model, save
-from minrnn.rl.decision import DecisionConfig, DecisionModel, Trajectory
+from minrnn.rl.decision import DecisionConfig, DecisionModel, Scales, Trajectory
 from minrnn.rl.systems import PUBLISHED, SYSTEMS, published, usual
 from minrnn.rl.task import OfflineConfig
 from minrnn.train import RunConfig
@@ -168,6 +168,16 @@ def test_actions_stay_within_the_bounds():
     actions, _ = model(make_trajectory(8, 20))
     share = (actions - model.middle).abs() / model.reach
     assert (share <= 1).all() and (share.amax((0, 1)) > 0.99).all()
+
+
+def test_no_rounding_takes_an_action_out_of_bounds():
+    random = np.random.default_rng(0)
+    low, high = np.sort(random.normal(size=(2, 10_000)) * np.exp(2 * random.normal(size=10_000)), 0).astype(np.float32)
+    model = offline_toys.make_model(actions=len(low))
+    model.set_scales(Scales(np.zeros(4), np.ones(4), low, high))
+    reached = [(model.middle + model.reach).numpy(), (model.middle - model.reach).numpy()]
+    assert (reached[0] <= high).all() and (reached[1] >= low).all()
+    assert (np.abs(np.subtract(reached, [high, low])) <= 1e-6 * np.abs([high, low]).max(0)).all()
 
 
 @pytest.mark.parametrize("mixer", ["mingru", "attention"])

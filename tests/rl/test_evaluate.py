@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 import pytest
 import torch
-from offline_toys import ACTIONS, ENDLESS, TOY, make_model
+from offline_toys import ACTIONS, ENDLESS, TOY, Toy, make_model
 
 from minrnn.cli import main
 from minrnn.rl import Policy, PolicyFacts, normalized
@@ -77,6 +77,19 @@ def test_more_episodes_begin_with_the_same_ones():
     assert np.allclose(evaluate(policy, TOY, episodes=2)[0], evaluate(policy, TOY, episodes=5)[0][:2], rtol=1e-4)
 
 
+def test_a_return_that_is_no_number_is_an_error(monkeypatch):
+    """The last reward of an episode, too, which no policy is told."""
+    step = Toy.step
+
+    def broken(self, action):
+        observation, reward, terminated, *rest = step(self, action)
+        return observation, np.nan if terminated else reward, terminated, *rest
+
+    monkeypatch.setattr(Toy, "step", broken)
+    with pytest.raises(ValueError, match="Toy-v0 must give finite rewards, got a return of nan in episode"):
+        evaluate(Policy(make_model(), target=5.0), TOY, episodes=8)
+
+
 def test_scores_are_their_formulas():
     returns = np.array([1000.0, 1400.0])
     found = scores("Hopper-v5", returns, {"random": 15.0, "behaviour": 1115.0})
@@ -102,7 +115,7 @@ def test_latency_is_of_an_episode_of_a_thousand_steps(mode, monkeypatch):
 
 
 def test_the_command_tells_and_writes_everything(run, tmp_path, capsys):
-    out = tmp_path / "record.json"
+    out = tmp_path / "new" / "record.json"
     assert main(["rl", "evaluate", str(run), "--episodes", "2", "--mode", "both", "--out", str(out)]) == 0
     shown, record = capsys.readouterr().out, json.loads(out.read_text())
     number = r"-?[\d,.]+"
@@ -240,10 +253,15 @@ def test_a_film_shows_the_episode(run, tmp_path, name, capsys):
 def test_what_cannot_be_drawn_is_told_in_a_sentence(run, tmp_path, monkeypatch, capsys):
     import minrnn.rl.watch
 
+    def render(self):
+        raise error
+
     def broken(env_id, **options):
         env = gymnasium.make(TOY)
-        monkeypatch.setattr(type(env), "render", lambda self: [][0])
+        monkeypatch.setattr(type(env), "render", render)
         return env
+
+    error = IndexError("list index out of range")
 
     model = Policy(make_model(), PolicyFacts(TOY, [1.0]))
     model.save(tmp_path)
@@ -259,7 +277,13 @@ def test_what_cannot_be_drawn_is_told_in_a_sentence(run, tmp_path, monkeypatch, 
     monkeypatch.setattr(minrnn.rl.watch, "find_library", lambda name: None)
     monkeypatch.setattr(minrnn.rl.watch.sys, "platform", "linux")
     assert main(["rl", "watch", str(tmp_path)]) == 1
-    assert "needs a library that is not here: apt install libegl1 or apt install libosmesa6" in capsys.readouterr().err
+    wanted = "with MUJOCO_GL=glfw (list index out of range); on Debian, apt install libegl1, with MUJOCO_GL=egl"
+    assert wanted in capsys.readouterr().err
+    error = gymnasium.error.DependencyNotInstalled("pygame is not installed")
+    assert main(["rl", "watch", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith("nothing can be drawn here: pygame is not installed\n")
+    assert main(["rl", "watch", str(tmp_path), "--seed", "-1"]) == 1
+    assert "seed must be at least 0, got -1" in capsys.readouterr().err
     assert not (tmp_path / "episode.mp4").exists()
 
 

@@ -200,6 +200,7 @@ def test_batches_are_pieces_without_padding():
     assert all(size - steps < pieces for pieces, size, steps in shapes[20])
     assert shapes[100] == [(2, 100, 100), (1, 50, 50)]
     assert shapes[150] == shapes[None] == [(3, 150, 150)]
+    assert min(int(batch.mask.sum()) for batch in buffer.get(1)) == 2  # one advantage has no standard deviation
 
 
 class Counting(gymnasium.Env):

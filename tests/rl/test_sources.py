@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from contextlib import ExitStack
 from functools import partial
 from types import SimpleNamespace
 
@@ -149,6 +150,39 @@ def test_available_memory_is_a_number_of_this_machine():
     assert 1 << 20 < sources.available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.parametrize(
+    ("controllers", "root", "names"),
+    [
+        ("", "", ("memory.max", "memory.current", "inactive_file")),
+        ("cpuset,memory", "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_limits_of_control_groups_are_seen_up_to_the_root(tmp_path, controllers, root, names):
+    def group(path, most, used, files):
+        folder = tmp_path / root / path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / names[0]).write_text(f"{most}\n")
+        (folder / names[1]).write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 7\n{names[2]} {files}\nfile 9\n")
+
+    group("job", 1000, 600, 50)
+    group("job/step", "max", 300, 0)
+    group("job/step/task", 500, 200, 10)
+    assert list(sources._left_in_groups(controllers, "/job/step/task", tmp_path)) == [310, 450]
+    assert list(sources._left_in_groups(controllers, "/not/seen/here", tmp_path)) == []
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_no_field_of_minari_stays_open(tmp_path, monkeypatch):
+    """HDF5 keeps what it has decompressed of each open field, all together the whole file."""
+    write_minari(tmp_path, "walk-v0", log(), ENDED, monkeypatch)
+    with ExitStack() as files:
+        found = sources._read_minari(str(tmp_path / "walk-v0"), files)
+        assert [found.actions[e][0:2].shape for e in range(3)] == [(2, ACTIONS), (1, ACTIONS), (2, ACTIONS)]
+        assert h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_DATASET) == 0
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_minaris_own_reader_sees_the_same(tmp_path, monkeypatch):
     dataset = write_minari(tmp_path, "walk-v0", log(seed=3), ENDED, monkeypatch)
@@ -220,6 +254,9 @@ def test_nothing_there(tmp_path):
     refuses(tmp_path / "log.hdf5", "must be an existing .hdf5 file or directory.*no such file")
     refuses("gone", "must be an existing .hdf5 file or directory.*no such file")
     refuses(tmp_path, "must be a directory of Minari .* or hold .npz files, got neither")
+    for empty in ("", f"{tmp_path}+", f"+{tmp_path}"):  # as of a variable that is not set, not the working directory
+        with pytest.raises(ValueError, match=r"source must name data, on both sides of a \+, got"):
+            load_episodes(empty)
     (tmp_path / "log.txt").write_text("steps")
     refuses(tmp_path / "log.txt", "must be an .hdf5 file or a directory, got a .txt file")
 
@@ -270,6 +307,10 @@ def test_fields_of_other_lengths_and_shapes(tmp_path):
     refuses(path, "actions must be .* got int64")
     write_d4rl(path, log(), ENDED, terminals=np.zeros(12), timeouts=np.zeros(12))
     refuses(path, "terminals or timeouts must end at least one episode, got none in 12 steps")
+    write_d4rl(path, log(), ENDED, timeouts=np.ones(11))
+    refuses(path, "timeouts must have 12 flags for 12 rewards, got 11")
+    write_d4rl(path, log(), ENDED, terminals=np.array([0.0, np.nan] * 6))
+    refuses(path, "terminals must be flags, got nan at step 1")
 
 
 def test_numbers_that_are_not_finite_are_named_by_file_and_episode(tmp_path, monkeypatch):
@@ -300,6 +341,7 @@ def test_an_episode_of_length_0(tmp_path):
         ({"rewards": np.zeros((1, 1))}, r"0001.npz: rewards must be \(steps,\) of numbers, got float64 of shape"),
         ({"rewards": np.array(["a"])}, r"0001.npz: rewards must be \(steps,\) of numbers"),
         ({"rewards": np.array([None])}, "0001.npz: Object arrays cannot be loaded"),
+        ({"terminated": np.ones(3)}, "0001.npz: terminated must have 1 flags for 1 rewards, got 3"),
         ({"terminated": np.array("yes")}, r"0001.npz: terminated must be \(steps,\) of numbers, got <U3"),
     ],
 )

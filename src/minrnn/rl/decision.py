@@ -144,7 +144,10 @@ class DecisionModel(SequenceModel):
 
     def set_scales(self, scales: Scales) -> None:
         """Take over the normaliser and the bounds of actions, of the data that the model is going to learn."""
-        middle, reach = (scales.low + scales.high) / 2, (scales.high - scales.low) / 2
+        middle = (scales.low + scales.high) / 2
+        reach = np.minimum(scales.high - middle, middle - scales.low)
+        beyond = (middle + reach > scales.high) | (middle - reach < scales.low)  # by rounding
+        reach = np.where(beyond, np.nextafter(reach, 0, dtype=reach.dtype), reach)
         for buffer, values in zip(
             (self.mean, self.std, self.middle, self.reach), (scales.mean, scales.std, middle, reach), strict=True
         ):

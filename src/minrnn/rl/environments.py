@@ -94,7 +94,7 @@ def _quiet_mujoco() -> Iterator[None]:
     """MuJoCo's warnings about Gymnasium's own files go to the log, not to the terminal and MUJOCO_LOG.TXT."""
     try:
         mujoco: Any = importlib.import_module("mujoco")
-    except ModuleNotFoundError:
+    except Exception:  # it is not there, or finds nothing to draw with: its own environments will tell
         yield
         return
     before = mujoco.get_mju_user_warning()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -82,6 +83,11 @@ def evaluate(
                 for row in np.flatnonzero(ended):
                     playing[row], begun = min(begun, episodes), min(begun + 1, episodes)
                 if (playing == episodes).all():
+                    if len(bad := np.flatnonzero(~np.isfinite(returns[:-1]))):
+                        raise ValueError(
+                            f"evaluate: {env_id} must give finite rewards, got a return of {returns[bad[0]]} in "
+                            f"episode {bad[0]}"
+                        )
                     return returns[:-1], lengths[:-1]
                 again = [seeds[each % episodes] for each in playing]
                 observation, _ = envs.reset(seed=again, options={"reset_mask": ended})
@@ -191,6 +197,8 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.seed < 0:
         parser.error(f"argument --seed: must be at least 0, got {given.seed}")
+    if not all(map(math.isfinite, given.targets or ())):
+        parser.error(f"argument --targets: must be finite, got {' '.join(map(str, given.targets))}")
 
     policy = Policy.load(given.run, target=given.targets[0] if given.targets else None)
     env_id = environment(given.env, policy)
@@ -207,12 +215,14 @@ def main(arguments: list[str]) -> int:
         "outcomes": outcomes,
         "microseconds": times,
     }
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
     modes = get_args(Mode) if given.mode == "both" else (given.mode,)
     targets = given.targets or policy.facts.targets
     for outcome in play(policy.model, env_id, modes, targets, known, episodes=given.episodes, seed=given.seed):
         outcomes.append(outcome)
         _say(_told(outcome, env_id, given.episodes))
-    _write(record, given.out)
+        _write(record, given.out)
     for compiled in (False, True) if given.compile else (False,):
         for mode in get_args(Mode):
             times.append(_timed(Policy(policy.model, target=outcomes[0]["target"], mode=mode), compiled))

@@ -197,7 +197,8 @@ class _Pieces:
         assert self.full, "a rollout is whole before it is sampled from"
         steps, envs = self.buffer_size, self.n_envs
         batch_size = batch_size or steps * envs
-        pieces = -(-steps // batch_size)
+        # Of one step alone, advantages would have no standard deviation.
+        pieces = min(-(-steps // batch_size), max(1, steps // 2))
         bounds = np.arange(pieces + 1) * steps // pieces
         batches = min(pieces * envs, max(1, round(steps * envs / batch_size)))
         for drawn in np.array_split(np.random.permutation(pieces * envs), batches):

@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,8 @@ def load_episodes(source: str | os.PathLike[str]) -> Episodes:
     """
     whole = os.fspath(source)
     parts = split(whole)
+    if not all(parts):
+        raise ValueError(f"load_episodes: source must name data, on both sides of a +, got {whole!r}")
     if len(set(map(os.path.realpath, parts))) < len(parts):  # what is held out would be among what is learned
         raise ValueError(f"load_episodes: {whole}: what is joined must be different data, got the same twice")
     read = [_load(part) for part in parts]
@@ -71,13 +73,35 @@ def available_memory() -> int:
     with suppress(OSError, ValueError, IndexError):
         (line,) = re.findall(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[:1]
         free.append(int(line) << 10)
-    with suppress(OSError, ValueError):  # of a container: "max" where there is no limit
-        group = Path("/sys/fs/cgroup")
-        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     if len(free) == 1:
         with suppress(OSError, ValueError, AttributeError):
             free.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            free += _left_in_groups(controllers, path, Path("/sys/fs/cgroup"))
     return min(free)
+
+
+def _left_in_groups(controllers: str, path: str, mounted: Path) -> Iterator[int]:
+    """Bytes left in a control group, as of a container or a batch job, and in those around it, where they have a limit.
+
+    What files have left in memory, and nobody has used twice, counts as free.
+    """
+    if "memory" in controllers.split(","):  # version 1
+        mounted, names = mounted / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    else:
+        names = "memory.max", "memory.current", "inactive_file"
+    group = mounted / path.lstrip("/")
+    for each in (group, *group.parents):
+        with suppress(
+            OSError, ValueError, KeyError
+        ):  # "max" where there is no limit; no files where there is no such group
+            most, used = (int((each / name).read_text()) for name in names[:2])
+            files = dict(line.split() for line in (each / "memory.stat").read_text().splitlines())[names[2]]
+            yield most - used + int(files)
+        if each == mounted:
+            return
 
 
 class _Log(NamedTuple):
@@ -165,16 +189,17 @@ def _read_d4rl(part: str, files: ExitStack) -> _Log:
     if "episode_0" in file:
         raise ValueError("must have D4RL's layout, got a file of Minari: give the directory that it lies in")
     observations, actions = (_field(file, name, 2) for name in ("observations", "actions"))
-    rewards, terminals, timeouts = (_whole_field(file, name) for name in ("rewards", "terminals", "timeouts"))
-    for name, field in (("actions", actions), ("rewards", rewards), ("terminals", terminals), ("timeouts", timeouts)):
+    rewards, *ends = (_whole_field(file, name) for name in ("rewards", "terminals", "timeouts"))
+    for name, field in (("actions", actions), ("rewards", rewards)):
         if len(field) != len(observations):
             raise ValueError(f"{name} must have {len(observations)} rows, as observations have, got {len(field)}")
-    stops = np.flatnonzero(terminals.astype(bool) | timeouts.astype(bool)) + 1
+    terminals, timeouts = map(_flags, ("terminals", "timeouts"), ends, 2 * [(len(rewards),)])
+    stops = np.flatnonzero(terminals | timeouts) + 1
     if not len(stops):
         raise ValueError(f"terminals or timeouts must end at least one episode, got none in {len(terminals)} steps")
     steps = int(stops[-1])
     sizes = observations.shape[1], actions.shape[1]
-    lengths, terminated = np.diff(stops, prepend=0), terminals[stops - 1].astype(bool)
+    lengths, terminated = np.diff(stops, prepend=0), terminals[stops - 1]
     return _Log([observations], [actions], sizes, [steps], rewards[:steps], lengths, terminated)
 
 
@@ -189,13 +214,14 @@ def _read_minari(part: str, files: ExitStack) -> _Log:
     for name in names:
         try:
             group = file[name]
-            observations, actions = (_field(group, field, 2) for field in ("observations", "actions"))
+            observations, actions = (_Field(group, field) for field in ("observations", "actions"))
             rewards, ends = (_whole_field(group, field) for field in ("rewards", "terminations"))
             # The last observation is what the last action led to: no action was taken there.
             _check_rows(observations, actions, rewards, (1,))
+            flags = _flags("terminations", ends, (len(rewards),))
         except (ValueError, KeyError, OSError, RuntimeError) as error:
             raise ValueError(f"{name}: {error}") from error
-        episodes.append((observations, actions, rewards, bool(len(ends) and ends[-1])))
+        episodes.append((observations, actions, rewards, bool(flags[-1])))
     return _log(episodes, names)
 
 
@@ -211,9 +237,10 @@ def _read_folder(part: str, files: ExitStack) -> _Log:
             _check_field("rewards", rewards.shape, rewards.dtype, 1)
             _check_field("terminated", ends.reshape(-1).shape, ends.dtype, 1)
             _check_rows(observations, actions, rewards, (0, 1))
+            flags = _flags("terminated", ends.reshape(-1), (1, len(rewards)))
         except ValueError as error:
             raise ValueError(f"{path.name}: {error}") from error
-        episodes.append((observations, actions, rewards, bool(ends.reshape(-1)[-1:].any())))
+        episodes.append((observations, actions, rewards, bool(flags[-1])))
     return _log(episodes, [path.name for path in paths])
 
 
@@ -241,6 +268,16 @@ def _check_rows(observations: Any, actions: Any, rewards: np.ndarray, more: tupl
         raise ValueError(f"observations must have {wanted} rows for {steps} rewards, got {observations.shape[0]}")
 
 
+def _flags(name: str, values: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:
+    """Flags as bool; ValueError if there are not so many, or one of them is no number."""
+    if len(values) not in lengths:
+        wanted = " or ".join(map(str, sorted(set(lengths))))
+        raise ValueError(f"{name} must have {wanted} flags for {lengths[-1]} rewards, got {len(values)}")
+    if len(bad := np.flatnonzero(np.isnan(values))):
+        raise ValueError(f"{name} must be flags, got nan at step {bad[0]}")
+    return values.astype(bool)
+
+
 def _open(path: str | Path, files: ExitStack) -> Any:
     """An HDF5 file, which `files` closes."""
     import h5py
@@ -262,6 +299,17 @@ def _field(group: Any, name: str, rank: int) -> Any:
         raise ValueError(f"{name} must be one array, as of a Box space, got a group of {', '.join(field)}")
     _check_field(name, field.shape, field.dtype, rank)
     return field
+
+
+class _Field:
+    """A field of an HDF5 file, opened anew for every slice: as long as it is open, it keeps up to CACHE bytes."""
+
+    def __init__(self, group: Any, name: str) -> None:
+        self._group, self._name = group, name
+        self.shape = _field(group, name, 2).shape
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self._group[self._name][rows]
 
 
 def _whole_field(group: Any, name: str) -> np.ndarray:

@@ -187,7 +187,7 @@ class OfflineTask:
         for first in range(0, len(places), size):
             trajectory, wanted, there = self.windows(*zip(*places[first : first + size], strict=True))
             actions, _ = model(Trajectory(*(each.to(device) for each in trajectory)))
-            error = actions.double().cpu()[there] - wanted.double()[there]
+            error = actions.cpu().double()[there] - wanted.double()[there]
             total, numbers = total + error.square().sum().item(), numbers + error.numel()
         return {"held_out": total / numbers}
 

@@ -40,19 +40,22 @@ def watch(policy: Policy, env_id: str, out: Path, *, steps: int = 1000, seed: in
         raise ValueError(f"watch: out must be an .mp4 or .gif file, got {out}")
     if steps < 1:
         raise ValueError(f"watch: steps must be at least 1, got {steps}")
-    backend, part = _choose_backend(), out.with_name(f".part-{out.name}")
+    if seed < 0:
+        raise ValueError(f"watch: seed must be at least 0, got {seed}")
+    part = out.with_name(f".part-{out.name}")
+    _choose_backend()
     try:
         env = make_env(env_id, render_mode="rgb_array")
     except (ValueError, ModuleNotFoundError):
         raise
     except Exception as error:  # MuJoCo loads what it draws with when it is imported
-        raise _cannot_draw(backend, error) from error
+        raise _cannot_draw(error) from error
     try:
         check_spaces(env, env_id, policy.model.config.observation_size, policy.model.config.action_size)
         observation, _ = env.reset(seed=seed)
         policy.reset()
         follow(env)
-        frame = _first_frame(env, backend)
+        frame = _first_frame(env)
         rate = int(env.metadata.get("render_fps", 30))
         every = -(-rate // FASTEST)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -76,15 +79,13 @@ def watch(policy: Policy, env_id: str, out: Path, *, steps: int = 1000, seed: in
         env.close()
 
 
-def _choose_backend() -> str:
-    """How MuJoCo draws: as MUJOCO_GL says, or on Linux without a display by a library that is there."""
+def _choose_backend() -> None:
+    """How MuJoCo draws: as MUJOCO_GL says, or on Linux without a display by a library that is there, if one is."""
     if not os.environ.get("MUJOCO_GL") and sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        found = [name for name, (library, _) in LIBRARIES.items() if find_library(library)]
-        if not found:
-            packages = " or ".join(f"apt install {package}" for _, package in LIBRARIES.values())
-            raise ValueError(f"watch: drawing without a display needs a library that is not here: {packages}")
-        os.environ["MUJOCO_GL"] = found[0]
-    return os.environ.get("MUJOCO_GL") or "glfw"
+        for name, (library, _) in LIBRARIES.items():
+            if find_library(library):
+                os.environ["MUJOCO_GL"] = name
+                return
 
 
 def follow(env: Any) -> None:
@@ -101,15 +102,20 @@ def follow(env: Any) -> None:
             renderer.camera_id = camera
 
 
-def _first_frame(env: Any, backend: str) -> np.ndarray:
+def _first_frame(env: Any) -> np.ndarray:
+    from gymnasium.error import DependencyNotInstalled
+
     try:
         return env.render()
+    except DependencyNotInstalled as error:
+        raise ValueError(f"watch: nothing can be drawn here: {error}") from error
     except Exception as error:
-        raise _cannot_draw(backend, error) from error
+        raise _cannot_draw(error) from error
 
 
-def _cannot_draw(backend: str, error: Exception) -> ValueError:
+def _cannot_draw(error: Exception) -> ValueError:
     """Errors are of many kinds, by the libraries and drivers that are missing."""
+    backend = os.environ.get("MUJOCO_GL") or "glfw"
     package = LIBRARIES[backend][1] if backend in LIBRARIES else "libegl1, with MUJOCO_GL=egl"
     reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
     return ValueError(

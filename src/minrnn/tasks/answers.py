@@ -90,7 +90,7 @@ class AnswerTask(ABC):
             tokens, targets = (each.to(device) for each in self.held_out(index))
             wanted = targets != IGNORED
             logits, answer = model(tokens)[0][wanted], targets[wanted]
-            right += (logits.argmax(-1) == answer).double().mean().item()
+            right += (logits.argmax(-1) == answer).cpu().double().mean().item()
             nats += F.cross_entropy(logits.float(), answer, reduction="sum").item()
             answers += len(answer)
         return {"held_out": nats / answers, "accuracy": right / self.examination}

@@ -128,7 +128,7 @@ class Journal(L.Callback):
             self._examine(trainer, module, step)
         last = trainer.should_stop = self._at_end(step, config)
         if step % config.save_every == 0 or last or asked_to_stop:
-            weights = sum(parameter.double().sum().item() for parameter in module.model.parameters())
+            weights = sum(parameter.detach().cpu().double().sum().item() for parameter in module.model.parameters())
             self._check_finite(module, step, "sum of the weights", weights)
             if trainer.is_global_zero and config.keep == "last":
                 save(module.model, self.run)
