@@ -2,8 +2,7 @@
 
 import os
 import tempfile
-from contextlib import ExitStack
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 
 import h5py
@@ -127,7 +126,7 @@ def test_half_of_the_memory_is_the_limit(tmp_path, monkeypatch):
 def test_what_is_on_disk_is_read_in_blocks_and_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "available_memory", lambda: 1)
     monkeypatch.setattr(module, "BLOCK", 5)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     path = write_d4rl(tmp_path / "log.hdf5", log(), ENDED)
     episodes = load_episodes(path)
@@ -138,8 +137,13 @@ def test_what_is_on_disk_is_read_in_blocks_and_leaves_no_file(tmp_path, monkeypa
 
 
 def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    @contextmanager
+    def full(dir):
+        with open("/dev/full", "wb") as file:
+            yield file
+
     monkeypatch.setattr(sources, "available_memory", lambda: 1)
-    monkeypatch.setattr(tempfile, "TemporaryFile", partial(open, "/dev/full", "wb"))
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
     refuses(
         write_d4rl(tmp_path / "log.hdf5", log(), ENDED),
         r"144 bytes must fit into .* \(TMPDIR may name another directory\), got: .*No space left on device",

@@ -38,7 +38,7 @@ def load_episodes(source: str | os.PathLike[str]) -> Episodes:
 
     Returns:
         All episodes. Observations and actions are in memory, or, where they exceed half of what is free there, in a
-        temporary file (of the directory that TMPDIR names), which goes away with them.
+        temporary file (in the directory that TMPDIR names, or /var/tmp), which goes away with them.
 
     Raises:
         ValueError: there is nothing by that name, a file is torn, or its contents are no episodes; the message names
@@ -158,15 +158,19 @@ def _in_memory(steps: Joined) -> np.ndarray:
 
 def _on_disk(steps: Joined) -> np.memmap:
     """The steps in a temporary file without a name. Windows of a compressed file would cost a hundred times more."""
+    # On many systems /tmp is memory.
+    place = os.environ.get("TMPDIR") or ("/var/tmp" if os.access("/var/tmp", os.W_OK) else tempfile.gettempdir())
     try:
-        with tempfile.TemporaryFile() as file:
+        with tempfile.TemporaryFile(dir=place) as file:
             for _, block in blocks(steps):  # written, not mapped: a full disk is then an error and not a signal
                 file.write(block.data)
             file.flush()
             return np.memmap(file, np.float32, "r", shape=steps.shape)
     except OSError as error:
-        place = f"{tempfile.gettempdir()} (TMPDIR may name another directory)"
-        raise OSError(f"{math.prod(steps.shape) * 4} bytes must fit into {place}, got: {error}") from error
+        size = math.prod(steps.shape) * 4
+        raise OSError(
+            f"{size} bytes must fit into {place} (TMPDIR may name another directory), got: {error}"
+        ) from error
 
 
 def _reader(part: str) -> Callable[[str, ExitStack], _Log]:
