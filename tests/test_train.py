@@ -18,15 +18,17 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from matplotlib.figure import Figure
 from rich.console import Console
+from torch.utils.data import DataLoader
 
 import minrnn.models
 import minrnn.train.module
 from minrnn.models import BackboneConfig
-from minrnn.tasks import TextConfig, TextTask
+from minrnn.tasks import ListOps, TextConfig, TextTask
+from minrnn.tasks.answers import Questions
 from minrnn.tasks.text import score
 from minrnn.train import RunConfig, TrainConfig
 from minrnn.train.files import CheckpointFile, Metrics
-from minrnn.train.module import AT_ONCE, Interrupted, Journal
+from minrnn.train.module import AT_ONCE, Batches, Interrupted, Journal
 from minrnn.train.progress import say
 from minrnn.train.run import train
 
@@ -194,6 +196,15 @@ def test_a_run_that_fails_at_once_leaves_its_directory_free(config, tmp_path):
     with pytest.raises(ValueError, match="max_length = 8"):
         train(dataclasses.replace(config, backbone=attention), tmp_path / "run", console=quiet())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_same_from_any_number_of_processes(workers):
+    task = ListOps(length=30, shortest=5, batch_size=4, depth=2, arguments=4)
+    made = DataLoader(Batches(task, seed=5, start=7, rank=1, size=2), batch_size=None, num_workers=workers)
+    for step, batch in zip(range(7, 12), made, strict=False):
+        wanted = task.batch(5, step)
+        assert isinstance(batch, Questions) and all(map(torch.equal, batch, (each[1::2] for each in wanted)))
 
 
 def test_the_seed_decides_the_run(whole, config, tmp_path):

@@ -3,10 +3,12 @@
 import contextlib
 import itertools
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,9 +19,11 @@ import torch
 from rich.console import Console
 from torch import Tensor
 from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from minrnn.models import SequenceModel, parameter_groups, save
 from minrnn.tasks import Task
+from minrnn.tasks.answers import AnswerTask
 from minrnn.train.config import Precision, TrainConfig
 from minrnn.train.files import CHECKPOINT, Metrics
 
@@ -38,6 +42,26 @@ class Interrupted(Exception):
         self.signal, self.step = signum, step
 
 
+@dataclass(frozen=True)
+class Batches(IterableDataset):
+    """The training batches of a task from step `start` on, without end: of each, every `size`-th row from `rank`.
+
+    However many processes make them, they are the same and in the same order.
+    """
+
+    task: Task
+    seed: int
+    start: int
+    rank: int
+    size: int
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        for step in itertools.count(self.start + first, every):
+            yield tree_map(lambda rows: rows[self.rank :: self.size], self.task.batch(self.seed, step))
+
+
 class Training(L.LightningModule):
     """A model, a task and an optimiser. The step number alone says which batch and which random numbers come next."""
 
@@ -45,10 +69,12 @@ class Training(L.LightningModule):
         super().__init__()
         self.model, self.task, self.config = model, task, config
 
-    def train_dataloader(self) -> Iterator[Any]:
-        rank, size = self.trainer.global_rank, self.trainer.world_size
-        for step in itertools.count(self.trainer.global_step):
-            yield tree_map(lambda rows: rows[rank::size], self.task.batch(self.config.seed, step))
+    def train_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        batches = Batches(self.task, self.config.seed, trainer.global_step, trainer.global_rank, trainer.world_size)
+        # Made questions may take longer than a step on a GPU; beside a step on the processor there is no core for them.
+        apart = isinstance(self.task, AnswerTask) and trainer.strategy.root_device.type != "cpu"
+        return DataLoader(batches, batch_size=None, num_workers=min(8, os.cpu_count() or 1) if apart else 0)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         numbers = (self.config.seed, self.trainer.global_step, self.trainer.global_rank)
