@@ -262,7 +262,8 @@ def test_the_config_is_checked(field, value, wanted):
 
 @pytest.mark.parametrize("mixer", SYSTEMS)
 def test_published_settings_make_a_run(mixer):
-    """Every key belongs to a run; sizes and rates are those of the published code."""
+    """Every key belongs to a run; sizes and rates are those of the published code, and no text model's."""
+    assert RunConfig.from_dict({"task": "offline", "data": "x.hdf5", "mixer": mixer}).train.lr == 1e-3
     for dataset, width, rate in (
         ("hopper-medium", 256, 1e-4),
         ("hopper-medium-expert", 128, 1e-3),

@@ -28,6 +28,7 @@ SHELL: Table = {
     "mlp_kind": "gelu",
     "norm": "layer",
     "dropout": 0.1,
+    "lr": 1e-3,
     "weight_decay": 1e-4,
     "beta2": 0.999,
     "clip": 0.25,

@@ -133,8 +133,8 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> "RunConfig":
         """The config of a table: what is not there has its default, what is unknown is a ValueError.
 
-        Defaults are those of the classes; where a run learns to act, what surrounds its mixer, and what the mixer's
-        options leave open, is as in `minrnn.rl.systems`.
+        Defaults are those of the classes; where a run learns to act, what surrounds its mixer, how it trains, and what
+        the mixer's options leave open, is as in `minrnn.rl.systems`.
         """
         if not isinstance(values, Mapping):
             raise TypeError(f"RunConfig: fields must be a mapping, got {type(values).__name__}")
