@@ -238,6 +238,14 @@ def test_resume_keeps_to_the_run(run, capsys, tmp_path):
     assert "got no train.json" in refused(capsys, "train", "--out", tmp_path / "none", "--resume")
 
 
+def test_what_has_no_effect_is_said(text, tmp_path, capsys):
+    small = ["--data", str(text), *SMALL, "--steps", "1", "--dropout", "0.5"]
+    for mixer, told in (("gru", True), ("attention", False)):
+        assert main(["train", *small, "--mixer", mixer, "--out", str(tmp_path / mixer)]) == 0
+        said = f"without effect: dropout; {mixer} has no MLP here, --mlp gives it one"
+        assert (said in capsys.readouterr().out) is told
+
+
 def test_bad_input_is_one_sentence(run, text, capsys, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1") * 100)

@@ -109,7 +109,7 @@ def train(arguments: list[str]) -> int:
     if huge_pages:
         console.print(f"[dim]{HUGE_PAGES}=1: torch's CPU allocator uses huge pages[/]", highlight=False)
     if without := sorted(given.keys() & {"dropout", "mlp_kind"}) if not config.backbone.mlp else []:
-        what = f"{' and '.join(without)} change nothing: {config.backbone.mixer} has no MLP here; --mlp gives it one"
+        what = f"without effect: {', '.join(without)}; {config.backbone.mixer} has no MLP here, --mlp gives it one"
         console.print(what, markup=False, highlight=False, soft_wrap=True)
     try:
         train_run(config, run, resume=resume, console=console)
