@@ -108,7 +108,8 @@ def train(arguments: list[str]) -> int:
     console = make_console()
     if huge_pages:
         console.print(f"[dim]{HUGE_PAGES}=1: torch's CPU allocator uses huge pages[/]", highlight=False)
-    if without := sorted(given.keys() & {"dropout", "mlp_kind"}) if not config.backbone.mlp else []:
+    without = sorted(given.keys() & {"dropout", "mlp_kind"})
+    if without and not config.backbone.mlp:
         what = f"without effect: {', '.join(without)}; {config.backbone.mixer} has no MLP here, --mlp gives it one"
         console.print(what, markup=False, highlight=False, soft_wrap=True)
     try:

@@ -88,10 +88,12 @@ def _left_in_groups(controllers: str, path: str, mounted: Path) -> Iterator[int]
 
     What files have left in memory, and nobody has used twice, counts as free.
     """
-    if "memory" in controllers.split(","):  # version 1
+    if not controllers:  # version 2
+        names = "memory.max", "memory.current", "inactive_file"
+    elif "memory" in controllers.split(","):
         mounted, names = mounted / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     else:
-        names = "memory.max", "memory.current", "inactive_file"
+        return
     group = mounted / path.lstrip("/")
     for each in (group, *group.parents):
         with suppress(
