@@ -96,9 +96,8 @@ def _left_in_groups(controllers: str, path: str, mounted: Path) -> Iterator[int]
         return
     group = mounted / path.lstrip("/")
     for each in (group, *group.parents):
-        with suppress(
-            OSError, ValueError, KeyError
-        ):  # "max" where there is no limit; no files where there is no such group
+        # It says "max" where there is no limit, and there are no files where there is no such group.
+        with suppress(OSError, ValueError, KeyError):
             most, used = (int((each / name).read_text()) for name in names[:2])
             files = dict(line.split() for line in (each / "memory.stat").read_text().splitlines())[names[2]]
             yield most - used + int(files)
