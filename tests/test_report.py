@@ -194,6 +194,7 @@ def test_accuracies_are_told_apart_as_far_as_the_questions_allow(tmp_path):
     assert r"bucket\_sort: highest Mamba (36.0); lowest minGRU (30.0)." in page
     assert re.search(r"\*\*bucket\\_sort \(one constant answer: 1\d\.\d\)\*\*", page)
     assert "**even\\_pairs**" in page  # nothing is measured there
+    assert "Dotted: one constant answer." in page
 
 
 class Page(HTMLParser):

@@ -74,6 +74,7 @@ class Panel:
         levels: for a system, the paper's number: a dashed line.
         points: for a system, the paper's numbers with where they are: large open markers.
         reach: how far above the lowest value the axis goes; None: as far as the numbers go.
+        floor: what needs no model: a dotted line.
     """
 
     title: str
@@ -82,6 +83,7 @@ class Panel:
     levels: Mapping[str, float] = field(default_factory=dict)
     points: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
     reach: float | None = None
+    floor: float | None = None
 
 
 def draw(name: str, title: str, panels: Sequence[Panel], xlabel: str, *, logarithmic: bool = False) -> str:
@@ -147,6 +149,8 @@ def _draw_panel(axes: Any, panel: Panel, styles: Mapping[str, dict[str, Any]], l
         axes.plot(series.x, series.y, **styles[series.system], linewidth=1.4, markersize=4, markevery=every)
     for system, level in panel.levels.items():
         axes.axhline(level, color=styles[system]["color"], linestyle=(0, (4, 4)), linewidth=0.9, alpha=0.8)
+    if panel.floor is not None:
+        axes.axhline(panel.floor, color=INK, linestyle=":", linewidth=0.9, alpha=0.7)
     for system, points in panel.points.items():
         style = styles[system] | {"linestyle": "", "fillstyle": "none"}
         axes.plot([x for x, _ in points], [y for _, y in points], **style, markersize=9)

@@ -158,8 +158,9 @@ def _origins(done: Sequence[Found]) -> list[str]:
         if precision := found.record.get("precision", asked):
             where += f", {precision}"
         commit = re.sub(r"^(.{12})[0-9a-f]*", r"commit \1", each["commit"]) if each["commit"] else "an installed copy"
+        threads = f"{each['threads']} thread{'s' * (each['threads'] > 1)}"
         versions = f"minrnn {each['minrnn']} ({commit}), torch {each['torch']}, Python {each['python']}"
-        origins.setdefault(f"{versions}; {where}, {each['threads']} threads, {each['system']}", []).append(each["date"])
+        origins.setdefault(f"{versions}; {where}, {threads}, {each['system']}", []).append(each["date"])
     return [
         f"{text}; {len(dates)} cell{'s' * (len(dates) > 1)}, {min(dates)[:10]}"
         + (f" to {max(dates)[:10]}" if max(dates)[:10] != min(dates)[:10] else "")

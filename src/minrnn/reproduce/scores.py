@@ -64,13 +64,15 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
         exam = exams.get(column)
         title = f"{column} (one constant answer: {exam.constant:.{measure.digits}f})" if exam else column
         tables.append(Table(title, head, rows))
-    panels = [_curves(column, measure, places, published) for column in columns]
+    panels = [_curves(column, measure, places, published, exams.get(column)) for column in columns]
     drawn = []
     if any(panel.series for panel in panels):
         caption = "Each line is one seed."
         if any(panel.levels for panel in panels):
             caption += " Dashed and without markers: the paper's number"
             caption += ", with a large open marker at its step." if any(panel.points for panel in panels) else "."
+        if any(panel.floor is not None for panel in panels):
+            caption += " Dotted: one constant answer."
         drawn = [Figure(name, caption, figures.draw(name, f"{experiment.title}: {measure.axis}", panels, "step"))]
     if experiment.along == "systems":
         told = [sentence for column in columns for sentence in _sentence(column, places, measure, exams.get(column))]
@@ -155,6 +157,7 @@ def _curves(
     measure: Measure,
     places: Mapping[Key, Sequence[Found]],
     published: Mapping[Key, Number],
+    exam: Exam | None,
 ) -> figures.Panel:
     series = [
         figures.Series(system, [line["step"] for line in lines], [measure.of(line) for line in lines])
@@ -174,6 +177,7 @@ def _curves(
         {system: number.value for system, number in numbers.items()},
         {system: [(number.step, number.value)] for system, number in numbers.items() if number.step is not None},
         measure.reach,
+        exam.constant if exam else None,
     )
 
 
