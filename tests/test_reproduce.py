@@ -306,7 +306,6 @@ def test_batches_of_an_examination_count_alike():
 
 def test_a_text_that_is_not_shakespeare_is_refused(tmp_path):
     (tmp_path / "text.txt").write_text("to be or not to be " * 100)
-    (record,) = run(
-        cells(["lm"], "laptop", ["minGRU"]), Results(tmp_path), data=str(tmp_path / "text.txt"), console=quiet()
-    )
+    wanted = cells(["lm"], "paper", ["minGRU"])
+    (record,) = run(wanted, Results(tmp_path), data=str(tmp_path / "text.txt"), console=quiet())
     assert re.match(r"ValueError: data: .*text.txt must have SHA-256 86c4e6aa", record["error"])
