@@ -55,6 +55,14 @@ def _training(
             yield _cell(experiment, system, column, seed, task, backbone, train)
 
 
+def _at_rates(
+    rates: Iterable[float], experiment: str, task: Table, train: Table, systems: Mapping[str, Table], prefix: str = ""
+) -> Iterable[Cell]:
+    """One seed of every system at other learning rates, for the usual one was chosen on minGRU: a column for each."""
+    for rate in rates:
+        yield from _training(experiment, 1, task, {**train, "lr": rate}, systems, f"{prefix}learning rate {rate:g}")
+
+
 def _with(backbone: Table, **options: Any) -> Table:
     """The backbone with more options of its mixer."""
     return {**backbone, "mixer_options": {**backbone.get("mixer_options", {}), **options}}
@@ -127,10 +135,10 @@ def copying(scale: Scale) -> Iterable[Cell]:
         "LSTM": {**wide, "mixer": "lstm", "mixer_options": {"expansion": 2.0}},
     }
     seeds = {"smoke": 1, "laptop": 2, "paper": 3}[scale]
-    yield from _training("copying", seeds, {"name": "copying", **task}, train, systems, "minRNN's convention")
-    for rate in (1e-3, 1e-2) if scale == "laptop" else ():  # the rate above was chosen on minGRU
-        column = f"minRNN's convention, learning rate {rate:g}"
-        yield from _training("copying", 1, {"name": "copying", **task}, {**train, "lr": rate}, systems, column)
+    column = "minRNN's convention"
+    yield from _training("copying", seeds, {"name": "copying", **task}, train, systems, column)
+    if scale == "laptop":
+        yield from _at_rates((1e-3, 1e-2), "copying", {"name": "copying", **task}, train, systems, f"{column}, ")
     # Two conventions are published, and systems that are set against each other were trained by one each.
     both = {"Mamba with S6": systems["Mamba with S6"], **minimal}
     other = {"name": "copying", **task, "convention": "s4"}
@@ -175,8 +183,8 @@ def lm(scale: Scale) -> Iterable[Cell]:
         },
     }
     yield from _training("lm", 1, task, train, systems)
-    if scale == "laptop":  # the rate above was chosen on minGRU
-        yield from _training("lm", 1, task, {**train, "lr": 1e-3}, systems, "learning rate 0.001")
+    if scale == "laptop":
+        yield from _at_rates((1e-3,), "lm", task, train, systems)
 
 
 def _changes(rate: float) -> dict[str, tuple[Table, Table]]:
@@ -187,7 +195,8 @@ def _changes(rate: float) -> dict[str, tuple[Table, Table]]:
         "weight decay 1": ({}, {"weight_decay": 1.0}),
         "beta2 0.95": ({}, {"beta2": 0.95}),
         "gradient norm 1": ({}, {"clip": 1.0}),
-        "GEGLU": ({"mlp": 7 / 3, "mlp_kind": "geglu"}, {}),  # all MLPs and convolutions here have as many weights
+        # All MLPs and convolutions here have as many weights together.
+        "GEGLU": ({"mlp": 7 / 3, "mlp_kind": "geglu"}, {}),
         "wider MLP, no convolution": ({"mlp": 4.0, "conv": 0}, {}),
         "RMSNorm": ({"norm": "rms"}, {}),
         "forget bias 1": ({"mixer_options": {"expansion": 2.0, "forget_bias": 1.0}}, {}),
