@@ -176,7 +176,7 @@ def evaluate(tokens):
 
 
 def test_listops():
-    task, lengths, depths = ListOps(120, 20, 32), [], []
+    task, lengths, depths = ListOps(120, 20, 32, depth=4), [], []
     for step in range(10):
         tokens, targets = task.batch(0, step)
         for row, wanted in zip(tokens.tolist(), targets.tolist(), strict=True):
@@ -185,7 +185,7 @@ def test_listops():
             assert wanted.count(IGNORED) == len(row) - 1 and set(row[len(question) :]) <= {PAD}
             lengths.append(len(question))
             depths.append(max(np.cumsum([(OPEN <= t < CLOSE) - (t == CLOSE) for t in question])))
-    assert 20 <= min(lengths) < 30 and 100 < max(lengths) <= 120 and max(depths) > 3
+    assert 20 <= min(lengths) < 30 and 100 < max(lengths) <= 120 and max(depths) == 3  # and their digits
 
 
 def test_listops_as_published_is_made_in_time():
@@ -206,10 +206,11 @@ def test_listops_as_published_is_made_in_time():
         (lambda: FormalLanguage("parity", trained=(5, 4)), "trained must be"),
         (lambda: ListOps(100, 100), "length must be at least shortest"),
         (
-            lambda: ListOps(depth=1),
-            "depth and arguments must make questions of 500 to 2000 tokens likely, got 1 and 10",
+            lambda: ListOps(depth=2),
+            "depth and arguments must make questions of 500 to 2000 tokens likely, got 2 and 10",
         ),
         (lambda: ListOps(510, 500, arguments=2), "likely, got 10 and 2"),
+        (lambda: ListOps(depth=1), "depth must be at least 2, got 1"),
         (lambda: ListOps(arguments=1), "arguments must be at least 2, got 1"),
     ],
 )

@@ -236,7 +236,7 @@ def test_ctrl_c_keeps_what_is_finished_and_goes_on_where_it_was(tmp_path, monkey
 import json
 from pathlib import Path
 from rich.console import Console
-from minrnn.reproduce.cells import SCALES, Cell, Results, whole
+from minrnn.reproduce.cells import Cell, Results
 from minrnn.reproduce.runner import run
 wanted = [Cell(**each) for each in json.loads(Path({str(tmp_path / "cells.json")!r}).read_text())]
 try:

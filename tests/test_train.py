@@ -200,7 +200,7 @@ def test_a_run_that_fails_at_once_leaves_its_directory_free(config, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_the_same_from_any_number_of_processes(workers):
-    task = ListOps(length=30, shortest=5, batch_size=4, depth=2, arguments=4)
+    task = ListOps(length=30, shortest=5, batch_size=4, depth=3, arguments=4)
     made = DataLoader(Batches(task, seed=5, start=7, rank=1, size=2), batch_size=None, num_workers=workers)
     for step, batch in zip(range(7, 12), made, strict=False):
         wanted = task.batch(5, step)

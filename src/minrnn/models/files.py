@@ -35,7 +35,8 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-    except OSError:
+    except OSError as error:
+        error.filename = error.filename or os.fspath(path)  # a full disk names none
         for part in aside.values():
             part.unlink(missing_ok=True)
         raise

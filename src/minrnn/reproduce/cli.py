@@ -3,10 +3,12 @@
 import argparse
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
+from minrnn.models import locked
 from minrnn.reproduce import report
 from minrnn.reproduce.cells import SCALES, Results
 from minrnn.reproduce.experiments import EXPERIMENTS, cells
@@ -64,7 +66,8 @@ def main(argv: list[str]) -> int:
         finally:
             signal.signal(signal.SIGTERM, before)
         failed = sum("error" in record for record in records)
-    report.build(results, given.scale, cells(list(EXPERIMENTS), given.scale), out)
+    with locked(results.root / "work" / "report.lock", partial(console.print, highlight=False)):
+        report.build(results, given.scale, cells(list(EXPERIMENTS), given.scale), out)
     console.print(f"{out / 'report.html'} has the results", highlight=False, soft_wrap=True)
     if failed:
         console.print(f"{failed} cells failed: the report names them; the same command tries them again")

@@ -71,8 +71,8 @@ class Panel:
         title: above it.
         ylabel: its unit.
         series: the lines.
-        levels: for a system, the paper's number: a dashed line.
-        points: for a system, the paper's numbers with where they are: large open markers.
+        levels: for a system, the paper's number: a dashed line with the system's marker at its right end.
+        points: for a system, the paper's numbers with where they are: large markers.
         reach: how far above the lowest value the axis goes; None: as far as the numbers go.
         floor: what needs no model: a dotted line.
     """
@@ -149,11 +149,12 @@ def _draw_panel(axes: Any, panel: Panel, styles: Mapping[str, dict[str, Any]], l
         axes.plot(series.x, series.y, **styles[series.system], linewidth=1.4, markersize=4, markevery=every)
     for system, level in panel.levels.items():
         axes.axhline(level, color=styles[system]["color"], linestyle=(0, (4, 4)), linewidth=0.9, alpha=0.8)
+        edge = styles[system] | {"linestyle": "", "markersize": 6, "clip_on": False}
+        axes.plot([1], [level], transform=axes.get_yaxis_transform(), **edge)
     if panel.floor is not None:
         axes.axhline(panel.floor, color=INK, linestyle=":", linewidth=0.9, alpha=0.7)
     for system, points in panel.points.items():
-        style = styles[system] | {"linestyle": "", "fillstyle": "none"}
-        axes.plot([x for x, _ in points], [y for _, y in points], **style, markersize=9)
+        axes.plot(*zip(*points, strict=True), **styles[system] | {"linestyle": "", "markersize": 9}, alpha=0.65)
     if logarithmic:
         ticks = sorted({x for series in panel.series for x in series.x})
         axes.set(xscale="log", yscale="log")

@@ -3,7 +3,7 @@
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -41,6 +41,7 @@ MEASURES = {
         "held-out loss, nats", "best", "held_out", 1.0, 3, 0.5,
     ),
 }  # fmt: skip
+SOLVED = 99  # %: what counts as having learned a task
 
 
 def tell(name: str, experiment: Experiment, found: Sequence[Found], published: Mapping[Key, Number]) -> Told:
@@ -64,18 +65,18 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
         exam = exams.get(column)
         title = f"{column} (one constant answer: {exam.constant:.{measure.digits}f})" if exam else column
         tables.append(Table(title, head, rows))
-    panels = [_curves(column, measure, places, published, exams.get(column)) for column in columns]
+    curves = (_curves(column, measure, places, published, exams.get(column)) for column in columns)
     drawn = []
-    if any(panel.series for panel in panels):
+    if panels := [panel for panel in curves if panel.series]:
         caption = "Each line is one seed."
         if any(panel.levels for panel in panels):
-            caption += " Dashed and without markers: the paper's number"
-            caption += ", with a large open marker at its step." if any(panel.points for panel in panels) else "."
+            caption += " Dashed, with a marker at the right end: the paper's number"
+            caption += ", with a large marker at its step." if any(panel.points for panel in panels) else "."
         if any(panel.floor is not None for panel in panels):
             caption += " Dotted: one constant answer."
         drawn = [Figure(name, caption, figures.draw(name, f"{experiment.title}: {measure.axis}", panels, "step"))]
     if experiment.along == "systems":
-        told = [sentence for column in columns for sentence in _sentence(column, places, measure, exams.get(column))]
+        told = list(_sentences(columns, places, published, measure, exams))
         if told and any(len(_values(seeds, measure)) == 1 for seeds in places.values()):
             told.append("Of a system with one seed it is not known what chance does.")
     else:
@@ -183,16 +184,15 @@ def _curves(
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds, and its standard error: of the seeds, where there are several, and of the examination."""
+    """A mean over seeds, and its standard error: of the seeds, and of the examination."""
 
     mean: float
     error: float
 
     @classmethod
-    def of(cls, values: Sequence[float], exam: Exam | None) -> "Estimate":
+    def of(cls, values: Sequence[float], deviation: float, exam: Exam) -> "Estimate":
         mean = statistics.mean(values)
-        seeds = (spread(values) or 0.0) / len(values) ** 0.5
-        return cls(mean, math.hypot(seeds, exam.error(mean) if exam else 0.0))
+        return cls(mean, math.hypot(deviation / len(values) ** 0.5, exam.error(mean)))
 
     def apart(self, other: "Estimate", digits: int) -> bool:
         """Whether two differ by more than twice the standard error of their difference, and by what is shown."""
@@ -200,13 +200,46 @@ class Estimate:
         return abs(self.mean - other.mean) > least and f"{self.mean:.{digits}f}" != f"{other.mean:.{digits}f}"
 
 
-def _sentence(column: str, places: Mapping[Key, Sequence[Found]], measure: Measure, exam: Exam | None) -> Iterator[str]:
-    """Which systems of a column are first and which last, as far as they can be told apart."""
-    values = {system: each for (system, its), found in places.items()
-              if its == column and (each := _values(found, measure))}  # fmt: skip
-    if len(values) < 2:
-        return
-    estimates = {system: Estimate.of(each, exam) for system, each in values.items()}
+def _pooled(samples: Iterable[Sequence[float]]) -> float:
+    """The standard deviation within samples, which two or three seeds of one system would not tell; 0 if none has two
+    seeds."""
+    several = [sample for sample in samples if len(sample) > 1]
+    freedom = sum(len(sample) - 1 for sample in several)
+    return (sum((len(each) - 1) * statistics.variance(each) for each in several) / freedom) ** 0.5 if several else 0.0
+
+
+def _sentences(
+    columns: Iterable[str],
+    places: Mapping[Key, Sequence[Found]],
+    published: Mapping[Key, Number],
+    measure: Measure,
+    exams: Mapping[str, Exam],
+) -> Iterator[str]:
+    """How the systems of each column stand."""
+    for column in columns:
+        values = {system: each for (system, its), found in places.items()
+                  if its == column and (each := _values(found, measure))}  # fmt: skip
+        if not values:
+            continue
+        exam = exams.get(column)
+        papers = {system: number.value for (system, its), number in published.items() if its == column}
+        told = _ends(values, measure, exam) if exam else _ranking(values, measure, papers)
+        yield f"{column or 'Lowest first'}: {told}."
+
+
+def _ranking(values: Mapping[str, Sequence[float]], measure: Measure, papers: Mapping[str, float]) -> str:
+    """All systems, the lowest first, with the paper's numbers."""
+    return ", ".join(
+        f"{system} {shown(statistics.mean(each), spread(each), measure.digits)}"
+        + (f" (the paper's {papers[system]:.{measure.digits}f})" if system in papers else "")
+        for system, each in sorted(values.items(), key=lambda item: statistics.mean(item[1]))
+    )
+
+
+def _ends(values: Mapping[str, Sequence[float]], measure: Measure, exam: Exam) -> str:
+    """Which systems are first and which last, as far as they can be told apart, and which solve the task."""
+    deviation = _pooled(values.values())
+    estimates = {system: Estimate.of(each, deviation, exam) for system, each in values.items()}
     low, high = (choose(estimates.values(), key=lambda each: each.mean) for choose in (min, max))
     span = " to ".join(dict.fromkeys(f"{end.mean:.{measure.digits}f}" for end in (low, high)))
 
@@ -218,14 +251,15 @@ def _sentence(column: str, places: Mapping[Key, Sequence[Found]], measure: Measu
                 ranks.setdefault(f"{each.mean:.{measure.digits}f}", []).append(system)
         return ", ".join(f"{', '.join(names)} ({value})" for value, names in ranks.items())
 
-    told = f"lowest {named(low)}; highest {named(high)}"
-    if exam and high.mean <= exam.constant + 2 * exam.error(exam.constant):
-        told = f"nobody does better than one constant answer ({span}; {exam.constant:.{measure.digits}f})"
-    elif not low.apart(high, measure.digits):
-        told = f"not told apart ({span})"
-    elif exam:
-        told = f"highest {named(high)}; lowest {named(low)}"
-    yield f"{column}: {told}." if column else f"{told[0].upper()}{told[1:]}."
+    if high.mean <= exam.constant + 2 * exam.error(exam.constant):
+        return f"nobody does better than one constant answer ({span}; {exam.constant:.{measure.digits}f})"
+    told = f"highest {named(high)}; lowest {named(low)}"
+    if not low.apart(high, measure.digits):
+        told = f"not told apart ({span})" if len(estimates) > 1 else named(high)
+    best_first = sorted(estimates.items(), key=lambda item: -item[1].mean)
+    solved = [system for system, each in best_first if each.mean >= SOLVED]
+    names = ", ".join(solved) if len(solved) < len(estimates) else "all"
+    return f"{told}; {SOLVED} % or more: {names}" if solved else told
 
 
 def _along_columns(places: Mapping[Key, Sequence[Found]], measure: Measure) -> Iterator[str]:

@@ -184,19 +184,20 @@ def _draw(name: str, title: str, setting: Setting, published: Mapping[Key, Numbe
         panels.append(figures.Panel(quantity.title, "", series, points=points))
     caption = f"Against length, {title}."
     if any(points for panel in panels for points in panel.points.values()):
-        caption += " Large open markers: the paper's numbers."
+        caption += " Large markers: the paper's numbers."
     return Figure(name, caption, figures.draw(name, caption, panels, "length", logarithmic=True))
 
 
 def _sentence(quantity: Quantity, settings: Mapping[str, Setting]) -> Iterator[str]:
-    """The ends of a speed-up, over all settings and lengths."""
-    ratios = {
-        f"{line} {rounded(value.median)} ({title}, length {length:,})": value.median
-        for title, setting in settings.items()
-        for line, values in setting.lines[quantity].items()
-        for length, value in values.items()
-        if " over " in line
-    }
+    """From where to where each ratio goes, over all settings and lengths."""
+    ratios: dict[str, list[float]] = {}
+    for setting in settings.values():
+        for line, values in setting.lines[quantity].items():
+            if " over " in line:
+                ratios.setdefault(line, []).extend(value.median for value in values.values())
+    spans = (
+        f"{line} {' to '.join(dict.fromkeys(rounded(end) for end in (min(values), max(values))))}"
+        for line, values in ratios.items()
+    )
     if ratios:
-        highest, lowest = (choose(ratios, key=lambda each: ratios[each]) for choose in (max, min))
-        yield f"{quantity.title.capitalize()}, highest: {highest}; lowest: {lowest}."
+        yield f"{quantity.title.capitalize()}, lowest to highest: {', '.join(spans)}."

@@ -56,7 +56,7 @@ def measure(cell: Cell, results: Results, data: str | None, console: Console, co
 
 
 def main(root: str, threads: str, data: str) -> int:
-    """Serve the cells of the standard input until it ends; 130 if stopped before."""
+    """Serve the cells of the standard input until it ends; 130 if stopped before, 1 if a file could not be written."""
     torch.set_num_threads(int(threads))
     console, commit = Console(width=200), facts.gather()["commit"]
     try:
@@ -66,6 +66,9 @@ def main(root: str, threads: str, data: str) -> int:
             sys.stdout.flush()
     except (Interrupted, KeyboardInterrupt):
         return 130
+    except OSError as error:  # a full disk, or nobody who listens
+        sys.stderr.write(f"{error}\n")
+        return 1
     return 0
 
 

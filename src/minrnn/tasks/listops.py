@@ -13,7 +13,7 @@ from minrnn.tasks.answers import IGNORED, AnswerTask, Questions
 OPERATIONS = ("MIN", "MAX", "MED", "SM")
 # 0 ... 9 are digits.
 OPEN, CLOSE, PAD = 10, 10 + len(OPERATIONS), 11 + len(OPERATIONS)  # OPEN + i opens operation i
-NESTED = 0.25  # the probability that an argument is a list, above the greatest depth
+NESTED = 0.25  # the probability that an argument is a list, where the levels allow it
 TRIES = 10_000  # at a question of an allowed length
 
 
@@ -34,7 +34,7 @@ class ListOps(AnswerTask):
         length: most tokens of a question.
         shortest: fewest.
         batch_size: B.
-        depth: how deeply lists are nested at most.
+        depth: levels at most, of which the digits of the innermost lists are one; 2 at least.
         arguments: how many arguments a list has at most; 2 at least.
         examination: batches in the evaluation set.
 
@@ -55,7 +55,7 @@ class ListOps(AnswerTask):
         examination: int = 20,
     ) -> None:
         super().__init__(batch_size, examination)
-        for name, least, got in (("depth", 1, depth), ("arguments", 2, arguments), ("shortest", 4, shortest)):
+        for name, least, got in (("depth", 2, depth), ("arguments", 2, arguments), ("shortest", 4, shortest)):
             if got < least:
                 raise ValueError(f"ListOps: {name} must be at least {least}, got {got}")
         if length < shortest + arguments:
@@ -97,7 +97,7 @@ class ListOps(AnswerTask):
         tokens.append(OPEN + operation)
         arguments = []
         for chance, digit in zip(rng.random(count).tolist(), rng.integers(10, size=count).tolist(), strict=True):
-            if chance < NESTED and depth < self.depth and len(tokens) < self.length:
+            if chance < NESTED and depth + 1 < self.depth and len(tokens) < self.length:
                 arguments.append(self._list(rng, depth + 1, tokens))
             else:
                 tokens.append(digit)
