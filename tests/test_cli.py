@@ -84,6 +84,19 @@ def test_a_mixer_without_a_constant_state_trains_and_generates(text, tmp_path, c
     assert "carried on" not in capsys.readouterr().out
     assert main(["generate", str(out), "--prompt", "12 times", "--length", "10"]) == 0
     assert capsys.readouterr().out.startswith("12 times")
+    assert main(["generate", str(out), "--prompt", "12 times"]) == 0  # by default no longer than a training window
+    assert len(capsys.readouterr().out) == 24 + len("\n")
+
+
+def test_a_prompt_that_is_too_long_is_not_echoed(text, tmp_path, capsys):
+    out, short = tmp_path / "run", ["--mixer", "attention", "--mixer_options.max_length", "24"]
+    assert main(["train", "--data", str(text), "--out", str(out), *short, *SMALL]) == 0
+    capsys.readouterr()
+    assert main(["generate", str(out), "--prompt", "12 times " * 3]) == 1
+    shown = capsys.readouterr()
+    assert not shown.out and "max_length = 24 long, got 27" in shown.err
+    assert main(["generate", str(out), "--prompt", "12 times", "--length", "40"]) == 1
+    assert re.fullmatch(r"(?s)12 times.{17}\n", capsys.readouterr().out)  # whatever there is, and the line's end
 
 
 def test_info_lists_the_mixers(capsys):
@@ -260,13 +273,14 @@ def test_bad_input_is_one_sentence(run, text, capsys, tmp_path):
     assert "options of mingru must be among" in refused(capsys, "train", "--mixer_options.magic", "1", *new)
     assert "mlp * width must be below" in refused(capsys, "train", "--mlp", "1e308", *new)
     assert "mlp * width must be 0 or at least 1" in refused(capsys, "train", "--mlp", "0.001", *new)
+    assert "expansion must be of type float" in refused(capsys, "train", "--mixer_options.expansion", "x", *new)
     assert not (tmp_path / "new").exists()
     assert "model has seen, got '#'" in refused(capsys, "generate", run, "--prompt", "1#2")
     assert "at least one token" in refused(capsys, "generate", run, "--prompt", "")
     assert "temperature must be at least 0" in refused(capsys, "generate", run, "--temperature", "-1")
     assert "top_k must be at least 1" in refused(capsys, "generate", run, "--top-k", "0")
     assert "holds config.json" in refused(capsys, "generate", tmp_path)
-    assert "holds config.json" in refused(capsys, "eval", tmp_path)
+    assert "must be the directory of a run" in refused(capsys, "eval", tmp_path)
     assert "model has seen, got" in refused(capsys, "eval", run, "--data", tmp_path / "short.txt")
 
 
@@ -282,6 +296,8 @@ def test_a_torn_model_is_named(run, tmp_path, capsys):
     [
         ["train", "--steps", "many"],
         ["train", "--magic", "1"],
+        ["train", "--step", "1"],
+        ["bench", "--out", __file__],
         ["eval"],
         ["generate", "x", "--length", "x"],
         ["generate", "x", "--seed", "-1"],

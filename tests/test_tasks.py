@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from minrnn.tasks import TextConfig, TextTask, corpus, vocabulary
 from minrnn.tasks.corpus import Download, read_corpus
@@ -42,6 +42,27 @@ def test_every_tokenisation_gives_the_text_back(tokens, tmp_path):
     assert len(ids) == {"chars": len(TEXT), "bytes": len(TEXT.encode())}.get(tokens, len(ids))
     assert "".join(decode_stream(tokenizer, ids.tolist())) == TEXT
     assert tokenizer.get_vocab_size() == {"chars": len(set(TEXT)), "bytes": 256}.get(tokens, 300)
+
+
+def test_what_follows_a_prompt_keeps_its_space():
+    """Tokenizers that write a word's space into its token drop that of the first."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    text = "the cat sat on the mat"
+    tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=60))
+    ids = encode(tokenizer, text).tolist()
+    for cut in range(len(ids)):
+        begin = tokenizer.decode(ids[:cut])
+        assert begin + "".join(decode_stream(tokenizer, ids[cut:], ids[:cut])) == text
+
+
+def test_numbers_that_a_tokenizer_leaves_out_have_room(tmp_path, text_file):
+    tokenizer = make_tokenizer("chars", TEXT)
+    spread = Tokenizer(models.WordLevel({char: 3 * index for char, index in tokenizer.get_vocab().items()}))
+    spread.pre_tokenizer, spread.decoder = tokenizer.pre_tokenizer, tokenizer.decoder
+    spread.save(str(tmp_path / "spread.json"))
+    task = TextTask(TextConfig(text_file, tokens=str(tmp_path / "spread.json"), length=8))
+    assert task.vocabulary == 3 * len(set(TEXT)) - 2 == 1 + max(task.train.max(), task.held_out.max())
 
 
 def test_long_texts_are_encoded_piece_by_piece_without_a_trace():

@@ -336,6 +336,15 @@ def test_a_run_that_diverges_says_so(config, tmp_path):
     assert all(weight.isfinite().all() for weight in minrnn.models.load(tmp_path / "run").parameters())
 
 
+def test_a_run_that_never_began_leaves_its_directory_free(config, tmp_path, monkeypatch):
+    """Even one that cannot be removed: the reason is told, not that."""
+    monkeypatch.chdir(tmp_path)
+    wild = dataclasses.replace(config.train, lr=1e30, warmup=0, save_every=100)
+    with pytest.raises(ValueError, match="a lower --lr may help$"):
+        train(dataclasses.replace(config, train=wild), Path("."), console=quiet())
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_that_are_not_finite_are_not_saved(stopped, monkeypatch):
     before = {name: (stopped / name).read_bytes() for name in ("checkpoint.pt", "model.safetensors")}
     loss = TextTask.loss

@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import dataclasses
+import io
+import itertools
 import os
 import re
 import shlex
@@ -17,7 +19,7 @@ usage: minrnn COMMAND ...
 
   train      train a language model on a text, or a policy on logged episodes
   eval       measure a trained model on its held-out text, or on another
-  generate   continue a prompt, as long as you like
+  generate   continue a prompt
   info       versions, backends, threads and memory settings
   bench      time and memory of the layers against nn.GRU, nn.LSTM and others
   reproduce  the experiments of the paper, with its numbers beside ours
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked = name in ("-h", "--help")
         (sys.stdout if asked else sys.stderr).write(USAGE if asked else f"{USAGE}\nminrnn: no command {name!r}\n")
         return 0 if asked else 2
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a locale without some character is no reason to stop
+        sys.stdout.reconfigure(errors="replace")
     try:
         return COMMANDS[name](arguments)
     except ModuleNotFoundError as error:
@@ -83,6 +87,7 @@ def train(arguments: list[str]) -> int:
         usage="minrnn train [--config PRESET] [--data DATA] [--out DIRECTORY] [--resume] [--KEY VALUE ...]",
         description=train.__doc__,
         formatter_class=jsonargparse.DefaultHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--config", action=Preset, help=f"a YAML file that sets any of these keys, or a preset: {', '.join(presets)}"
@@ -96,7 +101,10 @@ def train(arguments: list[str]) -> int:
     given = dict(parser.parse_args(keys, defaults=False).items())
     given.pop("config", None)
     out, resume = given.pop("out", None), given.pop("resume", False)
-    config = None if resume and out else RunConfig.from_dict(given)
+    try:
+        config = None if resume and out else RunConfig.from_dict(given)
+    except TypeError as error:  # of a mixer's option: the parser knows no types of those
+        raise ValueError(error) from error
     run = Path(out) if config is None else Path(out or f"runs/{config.task.name}-{config.backbone.mixer}")
     if config is None or resume:
         config = RunConfig.of_run(run)
@@ -165,9 +173,10 @@ def evaluate(arguments: list[str]) -> int:
     from minrnn.tasks.vocabulary import encode, load_tokenizer
     from minrnn.train import RunConfig
 
-    model, config = load(given.run), RunConfig.of_run(given.run).task
+    config = RunConfig.of_run(given.run).task
     if not isinstance(config, TextConfig):
         raise ValueError(f"run must have learned a text, got {given.run}, where train.json has another task")
+    model = load(given.run)
     tokenizer = load_tokenizer(given.run / "tokenizer.json")
     text = None if given.data is None else read_corpus(given.data)
     if text is None or checksum(text) == config.sha256:
@@ -191,7 +200,8 @@ def generate(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("minrnn generate", description=generate.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument("--prompt", help="text to continue (default: a line break, if the model knows it)")
-    parser.add_argument("--length", type=int, default=500, help="tokens to make (default: 500)")
+    parser.add_argument("--length", type=int, help="tokens to make (default: 500; for a model whose state grows with "
+                        "the text, at most what its training windows had)")  # fmt: skip
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest always (default: 0.8)")
     parser.add_argument("--top-k", type=int, help="draw among the K likeliest only")
     parser.add_argument("--top-p", type=float, help="draw among the likeliest that together have probability P only")
@@ -203,26 +213,39 @@ def generate(arguments: list[str]) -> int:
     import torch
 
     from minrnn import models
+    from minrnn.tasks import TextConfig
     from minrnn.tasks.vocabulary import decode_stream, default_prompt, encode, load_tokenizer
+    from minrnn.train import RunConfig
 
     model, tokenizer = models.load(given.run), load_tokenizer(given.run / "tokenizer.json")
     generator = torch.Generator()
     generator.seed() if given.seed is None else generator.manual_seed(given.seed)
     prompt = default_prompt(tokenizer) if given.prompt is None else encode(tokenizer, given.prompt).tolist()
+    length = given.length
+    if length is None:
+        length = 500
+        if not model.constant_state:  # it may know no longer text than those that it was trained on
+            config = RunConfig.of_run(given.run).task
+            assert isinstance(config, TextConfig), "what has a tokenizer has learned a text"
+            length = max(1, min(length, config.length - len(prompt)))
     ids = models.generate(
         model,
         prompt,
-        max_new_tokens=given.length,
+        max_new_tokens=length,
         temperature=given.temperature,
         top_k=given.top_k,
         top_p=given.top_p,
         generator=generator,
     )
+    pieces = decode_stream(tokenizer, ids, prompt)
+    first = next(pieces, "")  # before the prompt is shown: it may be too long for the model
     sys.stdout.write(tokenizer.decode(prompt, skip_special_tokens=False) if given.prompt is None else given.prompt)
-    for piece in decode_stream(tokenizer, ids):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    try:
+        for piece in itertools.chain([first], pieces):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    finally:
+        sys.stdout.write("\n")
     return 0
 
 

@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     if ignored := given.keys() & (SWEEP_ONLY if as_table else {"rows"}):
         flag = "--" + sorted(ignored)[0].replace("_", "-")
         parser.error(f"{flag} has no meaning {'with' if as_table else 'without'} --table")
+    if directory.exists() and not directory.is_dir():
+        parser.error(f"argument --out: must be a directory, got {directory}")
     if "threads" in given:
         torch.set_num_threads(given["threads"])
     if as_table:

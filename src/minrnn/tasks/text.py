@@ -88,8 +88,8 @@ class TextTask:
 
     @property
     def vocabulary(self) -> int:
-        """How many different tokens there are."""
-        return self.tokenizer.get_vocab_size()
+        """How many different tokens there are; of a tokenizer that leaves out numbers, one more than the highest."""
+        return max(self.tokenizer.get_vocab().values()) + 1
 
     def batch(self, seed: int, step: int) -> Tensor:
         """Windows drawn at random from the training text: (B, T + 1) int64, a function of (seed, step) alone."""

@@ -65,9 +65,17 @@ def encode(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return np.concatenate(ids)
 
 
-def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Text as its tokens come; a character that takes several tokens is given out with its last one."""
+def decode_stream(tokenizer: Tokenizer, ids: Iterable[int], prompt: Iterable[int] = ()) -> Iterator[str]:
+    """Text as its tokens come; a character that takes several tokens is given out with its last one.
+
+    Args:
+        tokenizer: of the tokens.
+        ids: the tokens.
+        prompt: those before them, by which some tokenizers decide whether a space comes first.
+    """
     stream = decoders.DecodeStream(skip_special_tokens=False)
+    for index in prompt:
+        stream.step(tokenizer, index)
     for index in ids:
         text = stream.step(tokenizer, index)
         if text:

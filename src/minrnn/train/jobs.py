@@ -107,7 +107,7 @@ class TextJob:
         prompt = task.held_out[:read].tolist()
         ids = generate(model, prompt, max_new_tokens=make, temperature=0.8, generator=torch.Generator().manual_seed(0))
         console.rule("a sample", align="left")
-        say(console, "".join(decode_stream(task.tokenizer, ids)))
+        say(console, "".join(decode_stream(task.tokenizer, ids, prompt)))
         console.rule("the end", align="left")
         say(console, f"held out: {result['held_out']:.4f} {unit} in windows of {length} from zero state")
         if model.constant_state:

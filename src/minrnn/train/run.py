@@ -1,8 +1,8 @@
 """A run: a directory that begins with its configuration and ends with a trained model, its losses and its curve."""
 
+import contextlib
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,10 @@ def train(
         journal = fit(model, job.task, config.train, out, console)
     except ValueError:
         if main_process and not resume and not (out / CHECKPOINT).exists():
-            shutil.rmtree(out)  # there is nothing to go on from, and a second try would find the directory taken
+            with contextlib.suppress(OSError):  # a directory that is mounted, or somebody's own, may stay, but empty
+                for path in out.iterdir():  # there is nothing to go on from, and a second try needs a new directory
+                    path.unlink()
+                out.rmdir()
         raise
     return _finish(job.load(out), job, config.train, journal, console) if main_process else {}
 
