@@ -43,9 +43,10 @@ def _seeded_and_poisoned():
 @pytest.fixture
 def compilable(monkeypatch):
     """Without the checks of shapes that the tests put around what defines a scan: torch.compile cannot trace them."""
-    from minrnn.ops import gates, reference
+    from minrnn.ops import gates, parallel, reference
 
-    for module, name in ((reference, "scan"), (gates, "coefficients"), (gates, "activate")):
+    scans = (reference, "scan"), (parallel, "scan"), (parallel, "padded_steps")
+    for module, name in (*scans, (gates, "coefficients"), (gates, "activate")):
         monkeypatch.setattr(module, name, inspect.unwrap(getattr(module, name)))
 
 

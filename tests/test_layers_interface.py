@@ -311,6 +311,14 @@ def test_lengths_and_reset_are_checked(kind, options, error, text):
         kind(D, H)(X, **options)
 
 
+def test_lengths_in_a_list_are_checked_whatever_the_default_device():
+    rnn = MinGRU(D, H)
+    with torch.device("meta"):
+        assert torch.equal(rnn(X, lengths=[5, 2])[0], rnn(X, lengths=torch.tensor([5, 2], device="cpu"))[0])
+        with pytest.raises(ValueError, match="lengths must be between 0 and T = 5"):
+            rnn(X, lengths=[5, 6])
+
+
 @pytest.mark.parametrize("options", [{"lengths": [5, 5]}, {"reset": MARKS}], ids=["lengths", "reset"])
 def test_packed_input_has_its_lengths_and_no_resets(options):
     with pytest.raises(ValueError, match="MinGRU: lengths and reset must be None with a PackedSequence"):

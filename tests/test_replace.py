@@ -1,5 +1,6 @@
 """replace_rnn: what is swapped, what is kept, what is left."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -95,6 +96,22 @@ def test_subclasses_are_left_and_named():
     alone = OwnGRU(D, H)
     with pytest.warns(UserWarning, match="the model itself"):
         assert replace_rnn(alone) is alone
+
+
+def test_sizes_may_be_numpys():
+    """torch takes them in a cell, and for the number of layers."""
+    model = nn.ModuleList([nn.GRUCell(np.int64(D), np.int32(H)), nn.GRU(D, H, num_layers=np.int64(2))])
+    cell, stack = replace_rnn(model)
+    assert repr(cell) == f"MinGRUCell({D}, {H})" and repr(stack) == f"MinGRU({D}, {H}, num_layers=2)"
+    assert cell(torch.randn(2, D)).shape == (2, H)
+
+
+def test_a_model_that_cannot_be_replaced_stays_as_it_was():
+    model = nn.ModuleList([nn.GRU(D, H), nn.GRUCell(D, H)])
+    model[1].input_size = 0.5
+    with pytest.raises(TypeError, match="input_size must be of type int, got float"):
+        replace_rnn(model)
+    assert type(model[0]) is nn.GRU
 
 
 def test_what_is_no_module_is_refused():

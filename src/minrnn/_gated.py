@@ -5,6 +5,7 @@ directions.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -62,14 +63,14 @@ class Gated(nn.Module):
         forget_bias: float,
     ) -> None:
         super().__init__()
-        self._check_size("input_size", input_size, 1)
-        self._check_size("hidden_size", hidden_size, 1)
+        self.input_size = self._check_size("input_size", input_size, 1)
+        self.hidden_size = self._check_size("hidden_size", hidden_size, 1)
         if activation not in ACTIVATIONS:
             raise self._wrong("activation", f"one of {ACTIVATIONS}", repr(activation))
         if forget_bias and not bias:
             raise self._wrong("forget_bias", "0 without a bias", forget_bias)
-        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
-        self.activation, self.learn_initial_state, self.forget_bias = activation, learn_initial_state, forget_bias
+        self.bias, self.activation = bias, activation
+        self.learn_initial_state, self.forget_bias = learn_initial_state, forget_bias
 
     # --- parameters ---
 
@@ -170,11 +171,14 @@ class Gated(nn.Module):
         if not isinstance(value, kind):
             raise TypeError(f"{self._get_name()}: {name} must be of type {kind.__name__}, got {type(value).__name__}")
 
-    def _check_size(self, name: str, size: int, least: int) -> None:
-        """Raise unless `size` is an int of at least `least`."""
+    def _check_size(self, name: str, size: Any, least: int) -> int:
+        """The size as an int, which NumPy's integers count as, too; raises unless it is one of at least `least`."""
+        if hasattr(size, "__index__"):
+            size = operator.index(size)
         self._check_type(name, size, int)
         if size < least:
             raise self._wrong(name, f"at least {least}", size)
+        return size
 
     def _check_input(self, input: Tensor, ranks: tuple[int, ...], weight: Tensor) -> None:
         """Raise unless `input` is a tensor of one of the ranks that can be multiplied with `weight`."""

@@ -35,12 +35,12 @@ class Stack(Gated):
         forget_bias: float = 0.0,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, activation, learn_initial_state, forget_bias)
-        self._check_size("num_layers", num_layers, 1)
+        self.num_layers = self._check_size("num_layers", num_layers, 1)
         self._check_type("bias", bias, bool)
         self._check_type("batch_first", batch_first, bool)
-        self._check_size("proj_size", proj_size, 0)
-        if proj_size >= hidden_size:
-            raise self._wrong("proj_size", f"smaller than hidden_size = {hidden_size}", proj_size)
+        self.proj_size = self._check_size("proj_size", proj_size, 0)
+        if self.proj_size >= self.hidden_size:
+            raise self._wrong("proj_size", f"smaller than hidden_size = {self.hidden_size}", proj_size)
         self.dropout = float(dropout)
         if not isinstance(dropout, numbers.Number) or isinstance(dropout, bool) or not 0 <= self.dropout <= 1:
             raise self._wrong("dropout", "a probability between 0 and 1", repr(dropout))
@@ -50,12 +50,11 @@ class Stack(Gated):
                 "with num_layers=1",
                 stacklevel=3,
             )
-        self.num_layers, self.batch_first, self.bidirectional = num_layers, batch_first, bidirectional
-        self.proj_size = proj_size
+        self.batch_first, self.bidirectional = batch_first, bidirectional
         self._suffixes = []
         directions = ("", "_reverse") if bidirectional else ("",)
-        for layer in range(num_layers):
-            width = input_size if layer == 0 else len(directions) * (proj_size or hidden_size)
+        for layer in range(self.num_layers):
+            width = self.input_size if layer == 0 else len(directions) * (self.proj_size or self.hidden_size)
             for direction in directions:
                 self._suffixes.append(f"_l{layer}{direction}")
                 self._create_weights(self._suffixes[-1], width, device, dtype)
@@ -175,7 +174,8 @@ class Stack(Gated):
             raise self._wrong("reset", f"on {input.device} as the input is", f"one on {reset.device}")
 
     def _check_lengths(self, lengths: Tensor | Sequence[int], batch: tuple[int, ...], time: int) -> Tensor:
-        lengths = torch.as_tensor(lengths)
+        if not isinstance(lengths, Tensor):
+            lengths = torch.as_tensor(lengths, device="cpu")  # whatever the default device is
         if lengths.numel() and (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool):
             raise TypeError(f"{self._get_name()}: lengths must be integers, got {lengths.dtype}")
         if lengths.shape != batch:

@@ -43,7 +43,8 @@ class MinGRU(GRUKind, Stack):
 
     Returns: output, h_n
         output: (T, B, H x directions), or laid out as the input is. Its dtype is that of the projection, under autocast
-            nn.Linear's.
+            nn.Linear's. Backward reads it, so with one direction it must not be changed in place, as nn.LSTM's must not
+            (nn.GRU's may be on a CPU).
         h_n: (S, B, H) or (S, H), in the dtype of the output, as in nn.GRU: the states after the last steps. (16-bit
             states are kept in float32 within a call. To carry them from call to call without rounding, use
             `minrnn.ops.mingru_scan`.)
@@ -181,7 +182,7 @@ class _Cell(Gated):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, activation, learn_initial_state, forget_bias)
         self._suffixes = [""]
-        self._create_weights("", input_size, device, dtype)
+        self._create_weights("", self.input_size, device, dtype)
         self.reset_parameters()
 
     def forward(self, input: Tensor, hx: States | None = None) -> States:

@@ -21,7 +21,8 @@ def replace_rnn(model: nn.Module) -> nn.Module:
     """Swap every nn.GRU, nn.LSTM, nn.GRUCell and nn.LSTMCell in `model` for its minimal counterpart, in place.
 
     Each replacement has the same settings, device, dtype, training mode and, parameter by parameter, requires_grad; its
-    weights are fresh, so create the optimiser afterwards. A module that is used in several places stays one module.
+    weights are fresh, so create the optimiser afterwards. A module that is used in several places stays one module; two
+    modules that share a parameter have one each afterwards.
     Subclasses are left as they are and named in a warning: what they change cannot be known here. Hooks on a replaced
     module go with it.
 
@@ -37,17 +38,19 @@ def replace_rnn(model: nn.Module) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"replace_rnn: model must be a torch.nn.Module, got {type(model).__name__}")
-    swapped: dict[nn.Module, nn.Module] = {}
-    left: list[str] = []
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        if type(module) in _SWAPS:
-            if module not in swapped:
-                swapped[module] = _counterpart(module)
-            if module is model:
-                return swapped[module]
+    places = list(model.named_modules(remove_duplicate=False))
+    # All are made before the first is swapped: where one cannot be, the model stays as it was.
+    swapped = {module: _counterpart(module) for module in model.modules() if type(module) in _SWAPS}
+    if model in swapped:
+        return swapped[model]
+    for path, module in places:
+        if module in swapped:
             model.set_submodule(path, swapped[module])
-        elif isinstance(module, tuple(_SWAPS)):
-            left.append(f"{path or 'the model itself'} ({type(module).__qualname__})")
+    left = [
+        f"{path or 'the model itself'} ({type(module).__qualname__})"
+        for path, module in places
+        if isinstance(module, tuple(_SWAPS)) and module not in swapped
+    ]
     if left:
         warnings.warn(f"replace_rnn: left as they are, being subclasses: {', '.join(left)}", stacklevel=2)
     return model

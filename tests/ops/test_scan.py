@@ -324,6 +324,55 @@ def test_a_nan_stays_in_its_sequence_and_channel(backend):
     assert torch.equal(last.isnan(), bad[:, -1])
 
 
+@pytest.mark.parametrize("backend", [None, "parallel"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("scan", "blocks"), [(mingru_scan, 2), (minlstm_scan, 3)])
+def test_a_nan_is_in_no_derivative_of_another_sequence(scan, blocks, reverse, backend):
+    """First and second ones; of padding and of what a reset cuts off in none at all."""
+
+    def derivatives(projection, **options):
+        loss = scan(projection, reverse=reverse, backend=backend, **options)[0][rows].sin().sum()
+        (first,) = torch.autograd.grad(loss, projection, create_graph=True)
+        return first[rows], torch.autograd.grad(first[rows].sin().sum(), projection)[0][rows]
+
+    clean = torch.randn(2, 8, blocks * 4, dtype=torch.float64)
+    spoiled = clean.clone()
+    padded, rows = {"lengths": torch.tensor([8, 5])}, (slice(None), slice(0, 5))
+    spoiled[1, 5:] = torch.nan
+    for found, wanted in zip(*(derivatives(x.requires_grad_(), **padded) for x in (spoiled, clean)), strict=True):
+        assert_close(found, wanted, torch.float64)
+    reset = torch.zeros(2, 8, dtype=torch.bool)
+    reset[:, 2 if reverse else 3] = True
+    spoiled = clean.detach().clone()
+    spoiled[1, 5 if reverse else 1] = torch.nan
+    rows = (slice(None), slice(0, 3) if reverse else slice(3, None))
+    for found, wanted in zip(*(derivatives(x.requires_grad_(), reset=reset) for x in (spoiled, clean)), strict=True):
+        assert_close(found, wanted, torch.float64)
+
+
+@pytest.mark.parametrize(("scan", "blocks"), [(mingru_scan, 2), (minlstm_scan, 3)])
+def test_a_nan_is_in_no_gradient_of_another_sequence_where_pytorchs_own_rules_are_taken(scan, blocks, compilable):
+    reset, lengths = torch.zeros(2, 8, dtype=torch.bool), torch.tensor([8, 7])
+    reset[:, 3] = True
+    clean, restart = torch.randn(2, 8, blocks * 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    spoiled = clean.clone()
+    spoiled[0, 1], spoiled[1, 7] = torch.nan, torch.nan
+
+    def loss(x):
+        hidden, _ = scan(x, reset=reset, restart=restart, lengths=lengths)
+        return hidden[:, 3:].sin().sum()
+
+    gradient = torch.compile(lambda x: torch.func.grad(loss)(x), backend="eager", fullgraph=True)
+    assert_close(gradient(spoiled)[:, 3:], torch.func.grad(loss)(clean)[:, 3:], torch.float64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_forward_modes_zero_has_no_memory(backend):
+    zero = torch._efficientzerotensor((2, 5, 4))
+    wanted = mingru_scan(torch.zeros(2, 5, 4), torch.zeros(2, 2), backend=backend)
+    assert all(map(torch.equal, mingru_scan(zero, zero[:, 0, :2], backend=backend), wanted))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", REAL, ids=str)
 @pytest.mark.parametrize(("scan", "blocks"), [(mingru_scan, 2), (minlstm_scan, 3)])

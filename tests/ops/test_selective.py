@@ -216,6 +216,14 @@ def test_derivatives_of_both_orders(backend):
 
 
 @NATIVE
+def test_many_gradients_at_once_are_refused_as_by_the_other_scans():
+    args, _ = arguments(2, 4, 3, 2)
+    y = selective_scan(*args)[0]
+    with pytest.raises(NotImplementedError, match="selective_scan: .* torch.func.jacrev"):
+        torch.autograd.grad(y, args[0], torch.ones(3, *y.shape, dtype=y.dtype), is_grads_batched=True)
+
+
+@NATIVE
 @pytest.mark.parametrize("biased", [False, True])
 def test_it_is_a_good_operator(biased):
     args, bias = arguments(2, 35, 5, 3)

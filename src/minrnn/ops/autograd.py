@@ -14,8 +14,8 @@ from torch._functorch import eager_transforms
 
 from minrnn._shapes import laid_out_like
 from minrnn.ops import gates as gating
-from minrnn.ops.rules import Adjoint, Spec, backward, forward, refuse_legacy
-from minrnn.ops.transforms import transformed, watched
+from minrnn.ops.rules import Adjoint, Spec, backward, forward
+from minrnn.ops.transforms import refuse_legacy, transformed, watched
 
 FEW = 4  # steps that a compiler joins with what is around them, where no gradient is asked for: acting, generating
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minrnn.ops.transforms import transformed
+from minrnn.ops.transforms import refuse_legacy, transformed
 
 # The kernels by the names of their operators, for those who want to see what one calls.
 KERNELS: dict[str, Callable[..., Any]] = {}
@@ -74,6 +74,7 @@ def fused(
         ctx.save_for_backward(*inputs[:tensors], *output)
 
     def differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_legacy(name, *grads)
         saved = ctx.saved_tensors
         args, out = (*saved[:tensors], *ctx.settings), saved[tensors:]
         if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or transformed()):  # a second derivative

@@ -193,7 +193,7 @@ def _dense(source: Tensor, values: Tensor | None) -> list[Tensor]:
     if values is None:
         return [_rows(source)]
     coeffs = source.expand(values.shape)
-    return [coeffs.resolve_conj().resolve_neg() if coeffs.stride(2) == 0 else _rows(coeffs), _rows(values)]
+    return [_written(coeffs) if coeffs.stride(2) == 0 else _rows(coeffs), _rows(values)]
 
 
 def _blocks(dense: list[Tensor], gates: str, hidden: int) -> list[_Triple]:
@@ -208,17 +208,22 @@ def _blocks(dense: list[Tensor], gates: str, hidden: int) -> list[_Triple]:
 def _contiguous(state: Tensor | None) -> Tensor | None:
     """A state with contiguous channels; what is broadcast over the batch is not written out."""
     if state is None or state.stride(1) == 1 or state.shape[1] <= 1:
-        return None if state is None else state.resolve_conj().resolve_neg()
+        return None if state is None else _written(state)
     return state.contiguous()
 
 
 def _rows(tensor: Tensor) -> Tensor:
     """The tensor with contiguous channels. What is broadcast over batch or time is not written out."""
-    tensor = tensor.resolve_conj().resolve_neg()
+    tensor = _written(tensor)
     if tensor.stride(2) == 1 or tensor.shape[2] <= 1:
         return tensor
     once = tensor[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride()[:2])]
     return once.contiguous().expand(tensor.shape)
+
+
+def _written(tensor: Tensor) -> Tensor:
+    """The tensor with its numbers in memory: not conjugated or negated when read, nor forward mode's zero."""
+    return (tensor.clone() if tensor._is_zerotensor() else tensor).resolve_conj().resolve_neg()
 
 
 def _series(tensor: Tensor | None) -> _Triple:

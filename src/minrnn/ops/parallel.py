@@ -2,7 +2,7 @@
 
 Neighbouring steps are composed, (a2, b2) after (a1, b1) = (a2 a1, a2 b1 + b2), the half as long scan is solved by the
 same rule, and the steps between are filled in: O(T) work in O(log T) passes (Blelloch 1990, in the odd-even form). No
-logarithms, no running products over more than what a step needs.
+logarithms are taken.
 """
 
 import torch
@@ -39,6 +39,7 @@ def scan(
         cut = reset[..., None] if padding is None else reset[..., None] & ~padding
         if restart is not None:
             values = torch.where(cut, coeffs * restart[:, None] + values, values)
+        coeffs = coeffs.masked_fill(cut, 0)  # their gradient would be that of a product with what is cut off, or NaN
     if reverse:
         coeffs, values = coeffs.flip(1), values.flip(1)
         cut = None if cut is None else cut.flip(1)

@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor  # pyright: ignore[reportMissingImports]
 from torch._functorch import eager_transforms
 
 from minrnn._shapes import accumulate_dtype, time_major
 from minrnn.ops import backends, native, parallel, reference
 from minrnn.ops import gates as gating
-from minrnn.ops.transforms import transformed
+from minrnn.ops.transforms import refuse_legacy, transformed
 
 Scan = Callable[[tuple, "Spec"], tuple[Tensor, Tensor]]
 
@@ -47,7 +46,10 @@ def forward(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
     if values is not None:
         coeffs, values = source.to(keep), values.to(keep)
     else:
-        coeffs, values = gating.coefficients(source.to(keep), spec.gates, spec.activation)
+        source = source.to(keep)
+        if lengths is not None:  # or 0 * NaN would be their gradient
+            source = source.masked_fill(parallel.padded_steps(lengths, source.shape[1]), 0)
+        coeffs, values = gating.coefficients(source, spec.gates, spec.activation)
     engine = reference.scan if backend == "reference" else parallel.scan
     hidden, last = engine(coeffs, values, initial, reset=reset, restart=restart, lengths=lengths, reverse=spec.reverse)
     return _laid_out(hidden, like), last
@@ -69,15 +71,6 @@ def _laid_out(series: Tensor, like: Tensor) -> Tensor:
         return series.contiguous()
     # A copy, not a view: forward mode asserts that the tangent of a view is laid out as the view is.
     return series.transpose(0, 1).contiguous().transpose(0, 1).clone()
-
-
-def refuse_legacy(door: str, *tensors: Tensor | None) -> None:
-    """Raise NotImplementedError where one is batched as `torch.autograd.functional` does it, which hides its memory."""
-    if any(x is not None and is_legacy_batchedtensor(x) for x in tensors):
-        raise NotImplementedError(
-            f"{door}: is_grads_batched and vectorize=True map tensors in a way that PyTorch has given up; "
-            "torch.func.jacrev and jacfwd, or torch.func.vmap over torch.func.vjp or jvp, do the same"
-        )
 
 
 def backward(
@@ -114,6 +107,8 @@ class Adjoint:
         if spec.gates == "linear":
             self.coeffs = self.wide_source.expand(hidden.shape)
         else:
+            if self.padding is not None:  # before the gates: a slope at a NaN would reach the second derivative
+                self.wide_source = self.wide_source.masked_fill(self.padding, 0)
             self.coeffs, _ = gating.coefficients(self.wide_source, spec.gates, spec.activation)
             if self.padding is not None:
                 self.coeffs = torch.where(self.padding, torch.ones_like(self.coeffs), self.coeffs)
@@ -143,6 +138,7 @@ class Adjoint:
         cut = None
         if self.reset is not None:
             cut = _shift(self.reset, torch.zeros_like(self.reset[:, 0]), follow)
+            coeffs = coeffs.masked_fill(cut[..., None], 0)  # the second derivative's product with it may be 0 * NaN
         return self.linear(coeffs, grads, None, cut, follow)
 
     def gradients(self, grad_hidden: Tensor | None, grad_last: Tensor | None) -> tuple:
