@@ -97,8 +97,8 @@ def test_the_converted_share_nothing_with_their_source():
 @pytest.mark.parametrize(
     ("weights", "match"),
     [
-        ({"lstm.weight": torch.zeros(4, 4)}, "names such as to_hidden_and_gate, .* got lstm.weight"),
-        ({}, "names such as"),
+        ({"lstm.weight": torch.zeros(4, 4)}, "names that begin with to_hidden_and_gate, .* got lstm.weight"),
+        ({}, "names that begin with"),
         ({"layers.0.weight": torch.zeros(4, 4)}, r"\(3H, H\) for candidate, gate, highway, got \(4, 4\)"),
         ({"layers.0.weight": torch.zeros(9, 5)}, r"\(3H, H\) for candidate, gate, highway, got \(9, 5\)"),
         ({"to_hidden_and_gate.weight": torch.zeros(4)}, r"\(2H, D\) for candidate, gate, got \(4,\)"),

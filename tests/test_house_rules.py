@@ -8,11 +8,15 @@ import importlib
 import inspect
 import json
 import re
+import string
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, save
+from minrnn.tasks.vocabulary import make_tokenizer
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "minrnn"
@@ -142,6 +146,9 @@ def test_links_lead_somewhere(path):
 
 def test_snippets_of_the_readme_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    tokenizer = make_tokenizer("chars", string.printable)  # of the run that one of them loads
+    save(LanguageModel(LanguageModelConfig(tokenizer.get_vocab_size(), BackboneConfig(8, 1))), "runs/mine")
+    tokenizer.save("runs/mine/tokenizer.json")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert blocks
     scope: dict[str, object] = {}

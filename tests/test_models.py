@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from conftest import assert_close
+from minrnn import MinGRU, MinGRUCell, MinLSTM
 from minrnn.mixers import Place
 from minrnn.models import (
     Backbone,
@@ -257,6 +259,20 @@ def test_only_matrices_decay():
         "mlp.output.weight",
     }
     torch.optim.AdamW([decaying, others], lr=1e-3)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTMCell, MinGRU, MinLSTM, MinGRUCell])
+def test_matrices_of_layers_decay(kind):
+    layer = kind(3, 4)
+    groups = parameter_groups(layer, 1e-3, 0.1)
+    decay = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert decay == {id(p) for name, p in layer.named_parameters() if name.startswith("weight")}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(LanguageModel, "LanguageModelConfig"), (Backbone, "BackboneConfig")])
+def test_a_model_wants_its_config(kind, name):
+    with pytest.raises(TypeError, match=f"config must be a {name}, got int"):
+        kind(8)
 
 
 # --- files ---

@@ -1,4 +1,8 @@
-"""minGRU and minLSTM: recurrent layers that train in parallel over time and run with one small state."""
+"""minGRU and minLSTM: recurrent layers that train in parallel over time and run with one small state.
+
+Here are the layers and what goes with them; `minrnn.ops` has the scans, `minrnn.mixers` every system of the comparison
+(`make_mixer`), `minrnn.models` stacks of them, text generation and `parameter_groups` for the optimiser.
+"""
 
 from minrnn.convert import convert_mingru
 from minrnn.layers import MinGRU, MinGRUCell, MinLSTM, MinLSTMCell

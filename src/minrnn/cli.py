@@ -203,8 +203,10 @@ def generate(arguments: list[str]) -> int:
     parser.add_argument("--length", type=int, help="tokens to make (default: 500; for a model whose state grows with "
                         "the text, at most what its training windows had)")  # fmt: skip
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest always (default: 0.8)")
-    parser.add_argument("--top-k", type=int, help="draw among the K likeliest only")
-    parser.add_argument("--top-p", type=float, help="draw among the likeliest that together have probability P only")
+    parser.add_argument("--top-k", "--top_k", type=int, help="draw among the K likeliest only")
+    parser.add_argument(
+        "--top-p", "--top_p", type=float, help="draw among the likeliest that together have probability P only"
+    )
     parser.add_argument("--seed", type=int, help="the same seed makes the same text")
     given = parser.parse_args(arguments)
     if given.seed is not None and not 0 <= given.seed < 2**64:

@@ -23,7 +23,7 @@ def convert_mingru(weights: Mapping[str, Tensor]) -> list[tuple[MinGRU, dict[str
     only the order of rows and the state at the beginning (cheind's is g(0) = 1/2, the others' 0) differ.
 
     Args:
-        weights: the state_dict of one such module.
+        weights: the state_dict of one such module; of a larger model, that of its part: `model.rnn.state_dict()`.
 
     Returns:
         For each layer, first to last, a `MinGRU` of one layer, `batch_first`; and what surrounds it there:
@@ -34,7 +34,7 @@ def convert_mingru(weights: Mapping[str, Tensor]) -> list[tuple[MinGRU, dict[str
 
     Raises:
         ValueError: the names or shapes are those of none of the three.
-        TypeError: the weights are not floating.
+        TypeError: the weights are not floating, or no state_dict.
 
     Source: the definitions of the three packages.
 
@@ -42,6 +42,8 @@ def convert_mingru(weights: Mapping[str, Tensor]) -> list[tuple[MinGRU, dict[str
         >>> ((rnn, rest),) = convert_mingru({"to_hidden_and_gate.weight": torch.randn(2 * 20, 10)})
         >>> output, h_n = rnn(torch.randn(3, 5, 10))
     """
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"convert_mingru: weights must be a state_dict, got {type(weights).__name__}")
     for name, blocks in _LAYOUTS.items():
         keys = sorted((key for key in weights if key.split(".")[0] == name and key.endswith("weight")), key=_depth)
         if keys:
@@ -49,7 +51,10 @@ def convert_mingru(weights: Mapping[str, Tensor]) -> list[tuple[MinGRU, dict[str
             if strange := sorted(weights.keys() - known):
                 raise ValueError(f"convert_mingru: weights must be those of one minGRU, got {', '.join(strange)} too")
             return [_layer(weights, key, blocks) for key in keys]
-    raise ValueError(f"convert_mingru: weights must have names such as {', '.join(_LAYOUTS)}, got {', '.join(weights)}")
+    raise ValueError(
+        f"convert_mingru: weights must be those of one minGRU, with names that begin with {', '.join(_LAYOUTS)}, got "
+        f"{', '.join(weights)}"
+    )
 
 
 def _bias(key: str) -> str:

@@ -32,14 +32,15 @@ class MinGRU(GRUKind, Stack):
         input: (T, B, D), or (B, T, D) if `batch_first`, or (T, D), or a PackedSequence, of the dtype of the weights
             (under autocast, of any floating dtype but float64).
         hx: (S, B, H), for (T, D) input (S, H), with S = num_layers x directions: the state to begin from, in the dtype
-            of the input.
+            of the input. None: the learned initial state, or zeros. (To begin some of a batch anew, set `reset` at
+            their first step.)
         lengths: integers (B,), a list or a tensor on any device, in any order, 0 included. Steps at or beyond a length
             are padding: their output is 0 and whatever they hold, NaN included, changes nothing else and no gradient. A
             length of 0 returns hx. Values are checked where they lie on the CPU; elsewhere that would wait for the
             device.
         reset: bool, laid out as the batch and time dimensions of the input. Where true, that step begins a new
             sequence: what is carried into it is zeros or the learned initial state, not hx. The reverse direction is
-            cut at the same places.
+            cut at the same places. (`lengths` and `reset` belong to padded input; with a PackedSequence both are None.)
 
     Returns: output, h_n
         output: (T, B, H x directions), or laid out as the input is. Its dtype is that of the projection, under autocast
@@ -53,7 +54,8 @@ class MinGRU(GRUKind, Stack):
     (H,) if learned; the same with the suffix _reverse. Weights and biases begin as nn.Linear's do.
 
     Raises: ArgumentError (a ValueError and a RuntimeError) for shapes, dtypes, devices and values that do not fit;
-    TypeError for arguments of another type. T = 0 and B = 0 are no errors.
+    TypeError for arguments of another type, and for `lengths` or `reset` of another dtype. T = 0 and B = 0 are no
+    errors.
 
     Source: Feng et al., "Were RNNs All We Needed?" (2024), section 3.1 and appendix B.
 

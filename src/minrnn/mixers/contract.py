@@ -52,7 +52,9 @@ class Mixer(nn.Module, ABC):
     """`y, state = mixer(x, state=None, *, reset=None)`, always these two, for a whole sequence, a chunk or one step.
 
     A state is opaque to its holder: it is got from `initial_state` or from a call, and given to the next call. It is a
-    tree of tensors for `torch.utils._pytree`. Its recurrent parts are float32 where the model is 16-bit.
+    tree of tensors for `torch.utils._pytree`, whose first dimension is the batch; `torch.load` needs weights_only=False
+    for one that was saved. Its recurrent parts are float32 where the model is 16-bit. There are no `lengths`: padding
+    on the right would be read, and be in the state.
     """
 
     def tuning(self) -> Mapping[str, Tuning]:

@@ -207,8 +207,25 @@ def mixer_config(name: str, options: Mapping[str, Any]) -> Any:
     return checked_config("mixer", MIXERS, name, options)
 
 
-def make_mixer(name: str, width: int, options: Mapping[str, Any], place: Place = ALONE) -> Mixer:
-    """The mixer `name` with these `options` for a model of `width` channels, at its `place` in the stack; errors as in
-    `mixer_config`."""
-    config = mixer_config(name, options)
+def make_mixer(name: str, width: int, options: Mapping[str, Any] | None = None, place: Place = ALONE) -> Mixer:
+    """The mixer `name` for a model of `width` channels.
+
+    Args:
+        name: a key of `MIXERS`.
+        width: D.
+        options: fields of its dataclass, `MIXERS[name].config`, whose docstring explains them; those that are not there
+            take their defaults.
+        place: where in its stack it stands.
+
+    Raises:
+        ValueError: as `mixer_config`.
+
+    Example:
+        >>> mixer = make_mixer("mamba", 64, {"expansion": 2})
+        >>> y, state = mixer(torch.randn(8, 100, 64))
+        >>> optimizer = torch.optim.AdamW(minrnn.models.parameter_groups(mixer, lr=1e-3, weight_decay=0.1))
+
+    (State-space mixers want smaller learning rates for some of their weights: `parameter_groups` knows which.)
+    """
+    config = mixer_config(name, options or {})
     return MIXERS[name].module(width, config, place)

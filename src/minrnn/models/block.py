@@ -101,9 +101,14 @@ class Backbone(nn.Module):
 
     Args:
         config: how many blocks, and of what.
+
+    Raises:
+        TypeError: config is none.
     """
 
     def __init__(self, config: BackboneConfig) -> None:
+        if not isinstance(config, BackboneConfig):
+            raise TypeError(f"Backbone: config must be a BackboneConfig, got {type(config).__name__}")
         super().__init__()
         self.blocks = nn.ModuleList(Block(config, Place(i, config.layers)) for i in range(config.layers))
         self.norm = make_norm(config)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minrnn._gated import Gated
 from minrnn._shapes import check_tensor, shape_error
 from minrnn.mixers import Mixer, Tuning
 from minrnn.mixers.headwise import HeadwiseLinear
@@ -21,9 +22,19 @@ class LanguageModel(SequenceModel):
 
     Args:
         config: vocabulary and backbone.
+
+    Raises:
+        TypeError: config is none.
+
+    Example:
+        >>> model = LanguageModel(LanguageModelConfig(vocabulary=65, backbone=BackboneConfig(width=128, layers=3)))
+        >>> logits, state = model(torch.randint(65, (4, 100)))
+        >>> logits, state = model(torch.randint(65, (4, 1)), state)
     """
 
     def __init__(self, config: LanguageModelConfig) -> None:
+        if not isinstance(config, LanguageModelConfig):
+            raise TypeError(f"LanguageModel: config must be a LanguageModelConfig, got {type(config).__name__}")
         super().__init__(config)
         width = config.backbone.width
         self.embedding = nn.Embedding(config.vocabulary, width)
@@ -62,8 +73,8 @@ class LanguageModel(SequenceModel):
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """What each parameter asks of the optimiser: the matrices of linear maps decay, nothing else does; and what mixers
-    say of theirs in `Mixer.tuning`.
+    """What each parameter of any module asks of the optimiser: the matrices of linear maps and of RNNs decay, nothing
+    else does; and what mixers say of theirs in `Mixer.tuning`.
 
     (Not biases, norms, embeddings, convolutions, initial states: there zero is no simpler than another value.)
 
@@ -74,12 +85,15 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
 
     Returns:
         Groups as torch.optim takes them.
+
+    Example:
+        >>> optimizer = torch.optim.AdamW(parameter_groups(model, lr=1e-3, weight_decay=0.1))
     """
     matrices = {id(part.weight) for part in model.modules() if isinstance(part, (nn.Linear, HeadwiseLinear))}
     matrices |= {
         id(parameter)
         for part in model.modules()
-        if isinstance(part, nn.RNNBase)
+        if isinstance(part, (nn.RNNBase, nn.RNNCellBase, Gated))
         for name, parameter in part.named_parameters()
         if name.startswith("weight")
     }

@@ -91,6 +91,8 @@ def _finish(model: SequenceModel, job: Job, config: TrainConfig, journal: Journa
     replace_files({journal.run / "result.json": (json.dumps(result, indent=2) + "\n").encode()})
     draw_curve(lines, journal.run / "curve.png", *job.labels(model))
     job.show(model, result, console)
+    if result["held_out"] > 1.01 * journal.best:
+        say(console, f"the lowest was {journal.best:.4f}, at step {journal.best_step}: --keep best keeps that model")
     steps = f"trained {result['steps']:,} steps in {result['seconds']:.0f} s"
     say(console, f"{steps}; the model, curve.png and metrics.jsonl are in {journal.run}")
     return result
