@@ -109,7 +109,7 @@ _RECIPES = (
     "an MLP of 3.5 widths: 6.3 M weights at width 384",
     "beside the cosine of lm a short one that ends before the model has learned its data by heart; to that, one change "
     "at a time",
-    "the preset shakespeare-best has twice the rate and more dropout; its dropout is meant for width 384 and 16 passes "
+    "the preset shakespeare-best has twice the rate and more dropout; its dropout is meant for width 384 and 10 passes "
     "over the text: at laptop scale, with an eighth of the weights and 6 passes, it costs",
     "recipes and the step are chosen by the loss on the same held-out text that is reported, which flatters it; no "
     "other system has been tuned so",
@@ -230,7 +230,7 @@ EXPERIMENTS: dict[str, Experiment] = {
                 "in minutes; 3 seeds of two recipes, to see how much chance does",
                 *_RECIPES,
             ),
-            "paper": ("a short cosine of 1,000 steps", *_RECIPES),
+            "paper": ("a short cosine of 600 steps", *_RECIPES),
         },
         trained.best,
         "short cosine",

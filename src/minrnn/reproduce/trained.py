@@ -211,7 +211,7 @@ def best(scale: Scale) -> Iterable[Cell]:
     """minGRU on Shakespeare's plays by other recipes; the last is the preset shakespeare-best, at the scale's size."""
     task, shape, train = _shakespeare(scale)
     plain = {**shape, **_AROUND, **_with(MINGRU, expansion=2.0), "mlp": 3.5}
-    short = {**train, "steps": {"smoke": 3, "laptop": 1500, "paper": 1000}[scale]}
+    short = {**train, "steps": {"smoke": 3, "laptop": 1500, "paper": 600}[scale]}
     changes = _changes(train["lr"])
     recipes = {"long cosine": (plain, train), "short cosine": (plain, short)}
     recipes |= {name: ({**plain, **model}, {**short, **training}) for name, (model, training) in changes.items()}
