@@ -83,10 +83,16 @@ def test_a_run_holds_everything(whole, data):
     assert facts == {"env": TOY, "targets": [pytest.approx(task.episodes.returns.max())], "references": {}}
 
 
-@pytest.mark.parametrize("command", ["eval", "generate"])
-def test_a_policy_is_no_language_model(whole, command, capsys):
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("eval", "run must have learned a text, got"),
+        ("generate", "config.json must be the config of a LanguageModel, got"),
+    ],
+)
+def test_a_policy_is_no_language_model(whole, command, reason, capsys):
     assert main([command, str(whole)]) == 1
-    assert "config.json must be the config of a LanguageModel, got" in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
 
 
 def test_a_run_acts(whole):
