@@ -169,10 +169,10 @@ def test_a_cell_is_measured_by_one_process_at_a_time(tmp_path):
     results, screen, ended = Results(tmp_path), io.StringIO(), []
 
     def other():
-        with results.claim(cell(), Console(file=screen)):
+        with results.claim(cell().name, Console(file=screen)):
             ended.append(results.has(cell()))
 
-    with results.claim(cell(), quiet()):
+    with results.claim(cell().name, quiet()):
         thread = threading.Thread(target=other)
         thread.start()
         while "another process is at work on it" not in screen.getvalue():

@@ -6,8 +6,7 @@ with the checkpoint of each that has not, beside a lock of whoever is at work on
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -74,12 +73,10 @@ class Results:
         """The directory of a cell that has not ended."""
         return self.root / "work" / cell.name
 
-    @contextmanager
-    def claim(self, cell: Cell, console: Console) -> Iterator[None]:
-        """The sole right to measure a cell, waited for: it may be another process's, such as a worker whose parent was
-        killed."""
-        with locked(self.work(cell).with_suffix(".lock"), partial(console.print, highlight=False)):
-            yield
+    def claim(self, name: str, console: Console) -> AbstractContextManager[None]:
+        """The sole right to measure the cell of this name, or to write the report, waited for: it may be another
+        process's, such as a worker whose parent was killed."""
+        return locked(self.root / "work" / f"{name}.lock", partial(console.print, highlight=False))
 
     def has(self, cell: Cell) -> bool:
         """Whether a cell has been measured, and did not fail; raises as `read` does."""

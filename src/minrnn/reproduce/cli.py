@@ -3,12 +3,10 @@
 import argparse
 import signal
 import sys
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from minrnn.models import locked
 from minrnn.reproduce import report
 from minrnn.reproduce.cells import SCALES, Results
 from minrnn.reproduce.experiments import EXPERIMENTS, cells
@@ -66,7 +64,7 @@ def main(argv: list[str]) -> int:
         finally:
             signal.signal(signal.SIGTERM, before)
         failed = sum("error" in record for record in records)
-    with locked(results.root / "work" / "report.lock", partial(console.print, highlight=False)):
+    with results.claim("report", console):
         report.build(results, given.scale, cells(list(EXPERIMENTS), given.scale), out)
     console.print(f"{out / 'report.html'} has the results", highlight=False, soft_wrap=True)
     if failed:

@@ -110,7 +110,7 @@ _RECIPES = (
     "beside the cosine of lm a short one that ends before the model has learned its data by heart; to that, one change "
     "at a time",
     "the preset shakespeare-best has twice the rate and more dropout; its dropout is meant for width 384 and 10 passes "
-    "over the text: at laptop scale, with an eighth of the weights and 6 passes, it costs",
+    "over the text, of which laptop scale, with an eighth of the weights and 6 passes, tells nothing",
     "recipes and the step are chosen by the loss on the same held-out text that is reported, which flatters it; no "
     "other system has been tuned so",
 )

@@ -40,7 +40,7 @@ def measure(cell: Cell, results: Results, data: str | None, console: Console, co
         commit: the code's, as this process has loaded it.
     """
     work = results.work(cell)
-    with results.claim(cell, console):
+    with results.claim(cell.name, console):
         if results.has(cell):
             return
         try:
