@@ -40,6 +40,15 @@ def _seeded_and_poisoned():
     torch.set_num_threads(before[1])
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For many small steps: a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def compilable(monkeypatch):
     """Without the checks of shapes that the tests put around what defines a scan: torch.compile cannot trace them."""

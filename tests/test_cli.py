@@ -20,6 +20,8 @@ from minrnn.tasks.text import score
 from minrnn.tasks.vocabulary import encode, load_tokenizer
 from minrnn.train.files import Metrics
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = [
     "--length=24",
     "--batch-size=4",
@@ -30,14 +32,6 @@ SMALL = [
     "--save-every=10",
 ]
 SMALL += ["--steps=40"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

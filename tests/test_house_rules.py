@@ -24,6 +24,8 @@ PACKAGE = ROOT / "src" / "minrnn"
 ORDER = ("_shapes", "ops", "layers", "mixers", "models", "tasks", "rl", "train", "bench", "reproduce", "cli")
 # Files that belong to a level but are not it.
 LEVEL = {
+    "_files": "_shapes",
+    "_console": "_shapes",
     "_gated": "layers",
     "_stack": "layers",
     "replace": "layers",

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from conftest import assert_close
 from minrnn import MinGRU, MinGRUCell, MinLSTM
+from minrnn._files import locked
 from minrnn.mixers import Place
 from minrnn.models import (
     Backbone,
@@ -28,7 +29,6 @@ from minrnn.models import (
     LanguageModelConfig,
     generate,
     load,
-    locked,
     parameter_groups,
     save,
 )

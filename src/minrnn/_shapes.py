@@ -1,4 +1,4 @@
-"""The letters of every shape, their tensor types, and the one helper that checks shapes at public doors.
+"""The letters of every shape, their tensor types, and the one helper that checks shapes in public functions.
 
 B batch, T time, D model width, H hidden width, N state size per channel.
 """
@@ -16,30 +16,38 @@ Reset: TypeAlias = Bool[Tensor, "B T"]
 Lengths: TypeAlias = Int[Tensor, " B"]
 
 
-def shape_error(door: str, name: str, letters: str, wanted: object, got: object) -> ValueError:
+def shape_error(caller: str, name: str, letters: str, wanted: object, got: object) -> ValueError:
     """The one form of a shape complaint: who, which argument, what was wanted, what came."""
-    return ValueError(f"{door}: {name} must be {letters} = {wanted}, got {got}")
+    return ValueError(f"{caller}: {name} must be {letters} = {wanted}, got {got}")
 
 
-def check_shape(door: str, name: str, tensor: Tensor, letters: str, wanted: tuple[int, ...]) -> None:
+def check_shape(caller: str, name: str, tensor: Tensor, letters: str, wanted: tuple[int, ...]) -> None:
     """Raise ValueError unless `tensor` has exactly the shape `wanted`."""
     if tuple(tensor.shape) != wanted:
-        raise shape_error(door, name, letters, wanted, tuple(tensor.shape))
+        raise shape_error(caller, name, letters, wanted, tuple(tensor.shape))
 
 
-def check_tensor(door: str, name: str, tensor: object) -> None:
+def check_tensor(caller: str, name: str, tensor: object) -> None:
     """Raise TypeError unless `tensor` is a torch.Tensor."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{door}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
+        raise TypeError(f"{caller}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
 
 
-def check_reset(door: str, reset: Tensor | None, batch: int, time: int) -> None:
-    """Raise TypeError or ValueError unless `reset`, if given, is bool (B, T)."""
+def check_device(caller: str, like: Tensor, **tensors: Tensor | None) -> None:
+    """Raise ValueError unless all of these that are given are on the device of `like`."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != like.device:
+            raise ValueError(f"{caller}: {name} must be on {like.device} as the input is, got {tensor.device}")
+
+
+def check_reset(caller: str, reset: Tensor | None, series: Tensor) -> None:
+    """Raise TypeError or ValueError unless `reset`, if given, is bool (B, T), on the device of a series (B, T, *)."""
     if reset is not None:
-        check_tensor(door, "reset", reset)
-        check_shape(door, "reset", reset, "(B, T)", (batch, time))
+        check_tensor(caller, "reset", reset)
+        check_shape(caller, "reset", reset, "(B, T)", tuple(series.shape[:2]))
         if reset.dtype != torch.bool:
-            raise TypeError(f"{door}: reset must be torch.bool, got {reset.dtype}")
+            raise TypeError(f"{caller}: reset must be torch.bool, got {reset.dtype}")
+        check_device(caller, series, reset=reset)
 
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -23,7 +23,7 @@ usage: minrnn COMMAND ...
   info       versions, backends, threads and memory settings
   bench      time and memory of the layers against nn.GRU, nn.LSTM and others
   reproduce  the experiments of the paper, with its numbers beside ours
-  rl         offline reinforcement learning: data, evaluation, films
+  rl         offline reinforcement learning: data, evaluation, videos
 
 `minrnn COMMAND --help` tells more about each.
 """
@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(arguments: list[str]) -> int:
     """Train a language model, or, with --task offline, a policy from logged episodes. With no argument: a minGRU on
     Python's own manual, three minutes on two cores."""
+    from minrnn._console import say
     from minrnn.bench.facts import HUGE_PAGES, use_huge_pages
 
     huge_pages = use_huge_pages()  # before lightning is imported, which makes tensors
@@ -119,12 +120,12 @@ def train(arguments: list[str]) -> int:
     without = sorted(given.keys() & {"dropout", "mlp_kind"})
     if without and not config.backbone.mlp:
         what = f"without effect: {', '.join(without)}; {config.backbone.mixer} has no MLP here, --mlp gives it one"
-        console.print(what, markup=False, highlight=False, soft_wrap=True)
+        say(console, what)
     try:
         train_run(config, run, resume=resume, console=console)
     except Interrupted as stop:
         how = f"{stop}; to go on: minrnn train --out {shlex.quote(str(run))} --resume"
-        console.print(how, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        say(console, how)
         return 128 + stop.signal
     return 0
 
@@ -200,13 +201,12 @@ def generate(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser("minrnn generate", description=generate.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of a run")
     parser.add_argument("--prompt", help="text to continue (default: a line break, if the model knows it)")
-    parser.add_argument("--length", type=int, help="tokens to make (default: 500; for a model whose state grows with "
+    parser.add_argument("--length", type=int, help="new tokens (default: 500; for a model whose state grows with "
                         "the text, at most what its training windows had)")  # fmt: skip
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest always (default: 0.8)")
-    parser.add_argument("--top-k", "--top_k", type=int, help="draw among the K likeliest only")
-    parser.add_argument(
-        "--top-p", "--top_p", type=float, help="draw among the likeliest that together have probability P only"
-    )
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: greedy decoding (default: 0.8)")
+    parser.add_argument("--top-k", "--top_k", type=int, help="sample from the K most likely tokens")
+    text = "nucleus sampling: from the most likely tokens whose probabilities add up to P"
+    parser.add_argument("--top-p", "--top_p", type=float, help=text)
     parser.add_argument("--seed", type=int, help="the same seed makes the same text")
     given = parser.parse_args(arguments)
     if given.seed is not None and not 0 <= given.seed < 2**64:

@@ -2,12 +2,13 @@
 
 import copy
 import dataclasses
+import itertools
 import pickle
 
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from conftest import assert_close
 from minrnn._shapes import accumulate_dtype
@@ -117,6 +118,92 @@ def test_any_size_and_any_stride(name):
 def test_nothing_is_where_sequences_begin(name):
     mixer, x = make(name), series(3, 6)
     compare(mixer(x, mixer.initial_state(3)), mixer(x), [x, *mixer.parameters()], x.dtype)
+
+
+def refilled(mixer, state, batch):
+    """An initial state into whose tensors those of another one were written."""
+    slots = mixer.initial_state(batch)
+    with torch.no_grad():
+        for slot, leaf in zip(tree_leaves(slots), tree_leaves(state), strict=True):
+            slot.copy_(leaf)
+    return slots
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("name", CONSTANT)
+def test_a_state_can_be_written_into_an_initial_one(name, learned):
+    if learned and name not in ("mingru", "minlstm"):
+        pytest.skip("begins with nothing learned")
+    torch.manual_seed(0)
+    options = {"learn_initial_state": True, "activation": "identity"} if learned else {}
+    for batch, time in ((1, 2), (3, 40)):
+        mixer, x = make_mixer(name, D, options).double(), series(batch, 20 + time)
+        before = {key: value.clone() for key, value in mixer.state_dict().items()}
+        with torch.no_grad():
+            _, state = mixer(x[:, :20])
+            for steps in (1, time):
+                wanted, _ = mixer(x[:, 20 : 20 + steps], state)
+                assert_close(mixer(x[:, 20 : 20 + steps], refilled(mixer, state, batch))[0], wanted, x.dtype)
+        leaves = tree_leaves(mixer.initial_state(batch))
+        spans = sorted((leaf.data_ptr(), leaf.data_ptr() + leaf.nbytes) for leaf in leaves if leaf.numel())
+        assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+        assert all(torch.equal(value, before[key]) for key, value in mixer.state_dict().items())
+
+
+@pytest.mark.parametrize("time", [3, 12])
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_state_that_a_reset_ends_is_in_no_gradient(name, time):
+    mixer, x = make(name), series(2, 5 + time)
+    _, state = mixer(x[:, :5].detach())
+    spoiled = tree_map(
+        lambda leaf: leaf.detach().clone() if leaf.is_floating_point() or leaf.is_complex() else leaf, state
+    )
+    for leaf in tree_leaves(spoiled):
+        if leaf.is_floating_point() or leaf.is_complex():
+            leaf[1] = torch.nan
+    reset = torch.zeros(2, time, dtype=torch.bool)
+    reset[1, 0] = True
+    inputs = [x, *mixer.parameters()]
+    y, _ = mixer(x[:, 5:], detach_state(state), reset=reset)
+    wanted = torch.autograd.grad(y.square().sum(), inputs)
+    got, _ = mixer(x[:, 5:], spoiled, reset=reset)
+    assert_close(got, y, x.dtype)
+    for a, b in zip(torch.autograd.grad(got.square().sum(), inputs), wanted, strict=True):
+        assert_close(a, b, x.dtype)
+
+
+@pytest.mark.parametrize("model", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_state_may_be_kept_in_another_precision(name, model, kept):
+    """What follows is as exact as the numbers that were kept, and comes in the usual dtypes."""
+    mixer, x = make(name, model), series(2, 9, model)
+    _, state = mixer(x[:, :4])
+
+    def cast(leaf):
+        return leaf.to(kept).to(leaf.dtype) if leaf.is_floating_point() else leaf
+
+    rounded = tree_map(cast, detach_state(state))
+    stored = tree_map(lambda leaf: leaf.to(kept) if leaf.is_floating_point() else leaf, detach_state(state))
+    y, after = mixer(x[:, 4:], rounded)
+    got, afterwards = mixer(x[:, 4:], stored)
+    assert got.dtype == y.dtype
+    assert [leaf.dtype for leaf in tree_leaves(afterwards)] == [leaf.dtype for leaf in tree_leaves(after)]
+    assert_near(got, y, model)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_gradients_are_cast_with_their_parameters(name):
+    mixer = make(name, torch.float32)
+    mixer(series(2, 9, torch.float32))[0].sum().backward()
+    mixer.bfloat16()
+    assert all(each.grad.dtype == each.dtype for each in mixer.parameters() if each.grad is not None)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_reset_on_another_device_is_named(name):
+    with pytest.raises(ValueError, match="reset must be on cpu as the input is, got meta"):
+        make(name)(series(2, 9), reset=torch.zeros(2, 9, dtype=torch.bool, device="meta"))
 
 
 @pytest.mark.parametrize("name", CONSTANT)

@@ -140,11 +140,11 @@ def test_the_state_is_what_the_current_sequences_need(row):
 @pytest.mark.parametrize("row", ROWS)
 def test_no_sequence_is_longer_than_the_filter(row):
     mixer, x = make(row, max_length=10), series(2, 24)
-    door = type(mixer).__name__
+    caller = type(mixer).__name__
     y, state = mixer(x[:, :10])
-    with pytest.raises(ValueError, match=f"{door}: .* at most max_length = 10 .* got 11"):
+    with pytest.raises(ValueError, match=f"{caller}: .* at most max_length = 10 .* got 11"):
         mixer(x[:, :11])
-    with pytest.raises(ValueError, match=f"{door}: .* at most max_length = 10 .* got 12"):
+    with pytest.raises(ValueError, match=f"{caller}: .* at most max_length = 10 .* got 12"):
         mixer(x[:, 10:12], state)
     reset = torch.zeros(2, 24, dtype=torch.bool)
     reset[:, [10, 14]] = True

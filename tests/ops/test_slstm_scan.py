@@ -224,7 +224,7 @@ def test_the_beginning():
         (TypeError, "initial.m must be a torch.Tensor", 6, lambda x: x._replace(m=0.0)),
         (TypeError, "initial.n must be float32", 6, lambda x: x._replace(n=x.n.long())),
         (ValueError, "reset must be (B, T)", 7, lambda x: x[:, 1:]),
-        (TypeError, "reset must be bool", 7, lambda x: x.long()),
+        (TypeError, "reset must be torch.bool", 7, lambda x: x.long()),
     ],
 )
 def test_bad_arguments_are_named(error, message, place, change):

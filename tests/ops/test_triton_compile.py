@@ -1,4 +1,4 @@
-"""The GPU kernels, compiled as the doors' host code asks for them, for GPUs that need not be there: Triton brings the
+"""The GPU kernels, compiled as the scans' host code asks for them, for GPUs that need not be there: Triton brings the
 assembler and the disassembler. What the design rests on is read from the machine code."""
 
 import itertools

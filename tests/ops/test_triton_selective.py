@@ -236,9 +236,9 @@ def refusing():
     yield "slstm_scan", lambda: slstm_scan(x, x, x, x, torch.zeros(1, 3, 4, 3), torch.zeros(4, 3))
 
 
-@pytest.mark.parametrize(("door", "call"), list(refusing()), ids=lambda x: x if isinstance(x, str) else "")
-def test_what_has_no_gpu_kernels_says_so(monkeypatch, door, call):
+@pytest.mark.parametrize(("caller", "call"), list(refusing()), ids=lambda x: x if isinstance(x, str) else "")
+def test_what_has_no_gpu_kernels_says_so(monkeypatch, caller, call):
     monkeypatch.setenv("MINRNN_BACKEND", "triton")
     linear_scan(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))
-    with pytest.raises(ValueError, match=f"{door}: backend 'triton' was asked for, but it has no GPU kernels"):
+    with pytest.raises(ValueError, match=f"{caller}: backend 'triton' was asked for, but it has no GPU kernels"):
         call()

@@ -221,7 +221,7 @@ def test_the_operator_keeps_its_promises():
             {"initial": WKVState(*map(torch.zeros, [(2, 3), (1, 3), (2, 3)]))},
         ),
         (ValueError, r"reset must be \(B, T\)", {"reset": torch.zeros(4, 2, dtype=torch.bool)}),
-        (TypeError, "reset must be bool", {"reset": torch.zeros(2, 4)}),
+        (TypeError, "reset must be torch.bool", {"reset": torch.zeros(2, 4)}),
     ],
 )
 def test_bad_arguments_are_named(error, match, change):

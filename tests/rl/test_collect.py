@@ -22,7 +22,7 @@ from offline_toys import ENDLESS
 from rich.console import Console
 
 from minrnn import cli
-from minrnn.models import locked
+from minrnn._files import locked
 from minrnn.rl import digests, load_episodes, ppo, rolling
 from minrnn.rl.behaviour import Behaviour, Digest, Rolled
 from minrnn.rl.collect import SHIPPED, STEPS, CollectConfig, collect, named_env, provenance, references

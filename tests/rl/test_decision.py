@@ -18,15 +18,9 @@ from minrnn.rl.task import OfflineConfig
 from minrnn.train import RunConfig
 from parity import check_chunks, check_resets
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZE, A = 5, 2  # of an observation and of an action
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_model(mixer, dtype=torch.float64):
@@ -218,12 +212,12 @@ def test_a_state_grows_only_where_it_is_said_to(mixer):
 def test_files_give_the_same_model(tmp_path):
     model, trajectory = make_model("mamba", torch.float32), make_trajectory(1, 4)
     save(model, tmp_path)
-    again = load_model(tmp_path, DecisionConfig, DecisionModel)
+    again = load_model(tmp_path, DecisionModel)
     assert again.config == model.config and not again.training
     assert torch.equal(again(trajectory)[0], model(trajectory)[0])
     (tmp_path / "config.json").write_text(json.dumps({**model.config.to_dict(), "action_size": A + 1}))
     with pytest.raises(ValueError, match=r"model\.safetensors must be the weights of config\.json"):
-        load_model(tmp_path, DecisionConfig, DecisionModel)
+        load_model(tmp_path, DecisionModel)
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,9 @@ from minrnn.rl.environments import make_env
 from minrnn.rl.evaluate import evaluate, latency, scores
 from minrnn.rl.watch import follow, watch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HOPPER = {"size": 11, "actions": 3, "context": 20}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

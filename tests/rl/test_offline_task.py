@@ -14,15 +14,9 @@ from minrnn.rl import OfflineConfig, OfflineTask, Trajectory
 from minrnn.rl.task import action_bounds, checksum, locate
 from minrnn.train import RunConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONTEXT = 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_task(episodes=None, **settings):

@@ -13,13 +13,7 @@ from offline_toys import ACTIONS, SIZE, TOY, make_model
 from conftest import assert_close
 from minrnn.rl import SYSTEMS, Policy, PolicyFacts, Trajectory
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def whole_pass(model, observations, rewards, actions, target, first=0):

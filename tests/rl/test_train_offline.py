@@ -12,29 +12,22 @@ import sys
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from offline_toys import TOY, make_episodes, save_episodes
 from rich.console import Console
 
 from minrnn.cli import main
 from minrnn.models import load_model
-from minrnn.rl import DecisionConfig, DecisionModel, OfflineConfig, OfflineTask, Policy
+from minrnn.rl import DecisionModel, OfflineConfig, OfflineTask, Policy
 from minrnn.rl.evaluate import evaluate
 from minrnn.train import RunConfig, jobs
 from minrnn.train.files import Metrics
 from minrnn.train.module import Interrupted
 from minrnn.train.run import train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ["--task=offline", "--context=6", "--batch-size=16", "--width=16", "--layers=1", "--lr=3e-3", "--warmup=5"]
 SMALL += ["--steps=40", "--eval-every=20", "--save-every=10", "--return-scale=10"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +68,7 @@ def test_a_run_holds_everything(whole, data):
     assert (config.kind, config.task.data, config.task.env) == ("offline", str(data), TOY)
     assert (config.backbone.conv, config.backbone.mlp_kind, config.train.clip) == (0, "gelu", 0.25)
     result, task = json.loads((whole / "result.json").read_text()), OfflineTask(config.task)
-    model = load_model(whole, DecisionConfig, DecisionModel)
+    model = load_model(whole, DecisionModel)
     assert result["held_out"] == pytest.approx(task.evaluate(model)["held_out"], rel=1e-5)
     assert result["held_out"] < 0.5 * curve(whole)[0]["loss"]  # it learns: more than the mean action
     assert result["parameters"] == sum(parameter.numel() for parameter in model.parameters())

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from minrnn._shapes import accumulate_dtype
+from minrnn.bench.measure import last_line
 from minrnn.ops import last_backend, linear_scan, mingru_scan, minlstm_scan, selective_scan
 
 # The largest `error` that is right, of values and of gradients. Values are off by their own rounding at the end; 16-bit
@@ -157,7 +158,7 @@ def _work(share: list[Case], device: str, seed: int, end: float, backend: str | 
                         yield json.loads(line)
                 if child.wait() and share and time.monotonic() < end:
                     errors.seek(0)
-                    why = (errors.read().strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+                    why = last_line(errors.read(), child.returncode)
                     yield _result(share.pop(0), "wrong", f"its process ended: {why}")
             finally:
                 killer.cancel()

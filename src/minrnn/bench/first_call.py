@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from minrnn.bench.measure import last_line
 from minrnn.layers import MinGRU
 
 CACHE = "TRITON_CACHE_DIR"
@@ -33,7 +34,7 @@ def measure(device: str, hidden: int, timeout: float) -> dict[str, Any]:
         about: dict[str, Any] = {"capture_output": True, "text": True, "check": False, "timeout": timeout}
         child = subprocess.run(command, env={**os.environ, CACHE: cache}, **about)
     if child.returncode:
-        raise RuntimeError((child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1])
+        raise RuntimeError(last_line(child.stderr, child.returncode))
     return json.loads(child.stdout.splitlines()[-1])
 
 

@@ -51,7 +51,7 @@ def markdown(result: dict[str, Any]) -> str:
     parts += [f"- {line}" for line in about(result)]
     parts += ["", "## Right?", "", *(f"- {line}" for line in check.summary(result["checks"]))]
     parts += [f"- {each['status']}: {each['case']}: {each['why']}" for each in result["checks"] if not _right(each)]
-    rows = [("measure", "wanted", "came", "quartiles", "")]
+    rows = [("measure", "target", "measured", "quartiles", "")]
     for line in result["lines"]:
         came = line["came"]
         wanted = f"{'≤' if line['sign'] == '<=' else '≥'} {line['bound']:g}"

@@ -158,6 +158,10 @@ def peak_memory(name: str, load: Workload) -> float:
     arguments = json.dumps({"name": name, "threads": torch.get_num_threads(), "load": asdict(load)})
     child = subprocess.run([sys.executable, "-c", PEAK_MEMORY, arguments], capture_output=True, text=True, check=False)
     if child.returncode:
-        reason = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
-        raise RuntimeError(f"peak memory of {name}: {reason}")
+        raise RuntimeError(f"peak memory of {name}: {last_line(child.stderr, child.returncode)}")
     return float(child.stdout)
+
+
+def last_line(errors: str, status: int) -> str:
+    """Why a process failed: the end of what it wrote, or its exit status."""
+    return (errors.strip().splitlines() or [f"exit status {status}"])[-1]

@@ -1,8 +1,9 @@
 """Peak memory of one training step: on a CPU in a process of its own, which `measure.peak_memory` starts.
 
 A step at (1, 2, input) comes first, so that code, thread pools and weights are there; the input is made; then one step
-at the full shape, the output held, with the gradient of `y.sum()`. What counts is the peak during that step less the
-level before it: of the resident set, or of what torch's allocator has given out on a GPU.
+at the full shape, the output held and its gradient made then, a number for each of its own, as a loss or the next
+layer makes it. What counts is the peak during that step less the level before it: of the resident set, or of what
+torch's allocator has given out on a GPU.
 """
 
 import json
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from minrnn.bench import measure, systems
 
@@ -55,18 +57,17 @@ def _highest() -> int:
 def of_one_step(name: str, load: systems.Workload) -> int:
     """Bytes that one step of the named system adds at its peak."""
     module = systems.build([name], load)[name]
-    small = replace(load, batch=1, length=2).input()
-    _sum(measure.outputs(module, small, load)).backward()
+    _step(module, replace(load, batch=1, length=2).input(), load)
     input = load.input()
     before = level(load.device)
     reset_peak(load.device)
-    held = measure.outputs(module, input, load)
-    _sum(held).backward()
+    _step(module, input, load)
     return peak(load.device) - before
 
 
-def _sum(results: list[torch.Tensor]) -> torch.Tensor:
-    return torch.stack([result.sum() for result in results]).sum()
+def _step(module: nn.Module, input: torch.Tensor, load: systems.Workload) -> None:
+    held = measure.outputs(module, input, load)
+    torch.autograd.backward(held, [torch.ones_like(result) for result in held])
 
 
 def main() -> None:

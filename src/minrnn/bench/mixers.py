@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from minrnn.bench.measure import Summary
-from minrnn.bench.report import host, say, write_json
+from minrnn.bench.report import host, log_axes, say, write_json
 from minrnn.bench.sweep import Sweep
 from minrnn.bench.systems import Workload
 from minrnn.bench.table import Line
@@ -14,7 +14,6 @@ from minrnn.mixers import MIXERS
 WORKLOAD = Workload(batch=8, length=2048, input_size=256, hidden_size=256)
 # From the first two follows what a system that is too slow would take at the last.
 LENGTHS = (128, 256, WORKLOAD.length)
-LOOPS = ("gru", "lstm", "gru_loop", "lstm_loop", "slstm")  # sequential: no products of theirs could be a limit
 SPEEDS = (  # time of the first over the second
     ("mambapy", "mamba", ">=", 3),
     ("transformers-mamba", "mamba", ">=", 10),
@@ -54,8 +53,9 @@ def promises(result: dict) -> list[Line]:
         lines.append(
             Line(f"peak memory, {above} / {below} at {shape.format(WORKLOAD.length)}", sign, bound, came, peaks)
         )
-    for name in MIXERS:
-        if name in at_length and name not in LOOPS and (over := at_length[name]["over_limit"]):
+    for name, entry in MIXERS.items():
+        # No products of a sequential mixer could be its limit.
+        if name in at_length and entry.cost != "T, sequential" and (over := at_length[name]["over_limit"]):
             medians = {name: at_length[name]["seconds"]["median"]}
             lines.append(Line(f"{name} / its own products", "<=", 3, Summary(**over), medians))
     return lines
@@ -94,11 +94,7 @@ def draw(path: Path, result: dict) -> None:
             panels[1].plot(list(peaks), list(peaks.values()), **style)
     lengths = result["settings"]["lengths"]
     for axes, title in zip(panels, ("time of one step, ms", "peak memory of one step, MB"), strict=True):
-        axes.set(title=title, xlabel="length", xscale="log", yscale="log")
-        axes.set_xticks(lengths, [str(length) for length in lengths])
-        axes.minorticks_off()
-        axes.grid(alpha=0.25)
-        axes.yaxis.set_major_formatter("{x:g}")
+        log_axes(axes, title, lengths)
     costs = [Line2D([], [], color=color, label=f"cost {cost}") for cost, color in FAMILIES.items()]
     panels[1].legend(handles=costs, fontsize=8)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, fontsize=8)

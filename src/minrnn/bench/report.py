@@ -1,9 +1,11 @@
 """What a benchmark leaves behind: lines on the terminal, a JSON file, and the paper's three-panel figure."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from minrnn._files import replace_files
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; dashes and markers differ too.
 STYLES = {
@@ -31,17 +33,24 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_json(path: Path, result: dict[str, object]) -> None:
-    """Write `result`, aside and then renamed, so that an interruption leaves the earlier file."""
+    """Write `result`, in a directory that is made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".json.part")
-    aside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    replace_files({path: (json.dumps(result, indent=1) + "\n").encode()})
 
 
 def host(about: dict) -> str:
     """What a figure says of where its numbers come from: the GPU, or the processor and its threads."""
     where = about["gpu"]["name"] if about.get("gpu") else f"{about['cpu']}, {about['threads']} threads"
     return f"{where}, torch {about['torch']}"
+
+
+def log_axes(axes: Any, title: str, lengths: Sequence[int]) -> None:
+    """Both axes logarithmic, against length."""
+    axes.set(title=title, xlabel="length", xscale="log", yscale="log")
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def draw(path: Path, result: dict, styles: Mapping[str, dict] = STYLES) -> None:
@@ -70,11 +79,7 @@ def draw(path: Path, result: dict, styles: Mapping[str, dict] = STYLES) -> None:
     titles = {time: "time of one step, ms", speedup: "speed-up, times", memory: "peak memory of one step, MB"}
     lengths = result["settings"]["lengths"]
     for axes, title in titles.items():
-        axes.set(title=title, xlabel="length", xscale="log", yscale="log")
-        axes.set_xticks(lengths, [str(length) for length in lengths])
-        axes.minorticks_off()
-        axes.grid(alpha=0.25)
-        axes.yaxis.set_major_formatter("{x:g}")
+        log_axes(axes, title, lengths)
     figure.legend(*time.get_legend_handles_labels(), loc="outside lower center", ncols=len(styles), fontsize=9)
     if speedup.get_legend_handles_labels()[0]:
         speedup.legend(fontsize=8)

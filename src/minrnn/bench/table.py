@@ -211,7 +211,7 @@ ROWS: dict[str, Row] = {
     "peer": partial(peer, FIRST, 5),
     "scan": partial(scan, Workload(64, 1024, 512, 512), 0.7),
     "sigmoid": partial(sigmoid, Workload(64, 1024, 512, 512), 1.1),
-    "memory": partial(memory, Workload(16, 2048, 256, 256), 0.42),
+    "memory": partial(memory, Workload(16, 2048, 256, 256), 0.45),
     "bfloat16": partial(bfloat16, Workload(64, 512, 512, 512), 0.9),
     "cell": partial(cell, 256, 1.0),
     "import": partial(importing, 0.15),

@@ -88,13 +88,13 @@ class Aaren(Mixer):
         self, x: Tensor, state: AarenState | None = None, *, reset: Tensor | None = None
     ) -> tuple[Tensor, AarenState]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        door, width, heads = type(self).__name__, len(self.token), self.heads
-        check_series(door, x, width, reset, self.value.weight)
+        caller, width, heads = type(self).__name__, len(self.token), self.heads
+        check_series(caller, x, width, reset, self.value.weight)
         if state is None:
             state = self.initial_state(len(x))
         per_head = "(B, H)", (len(x), heads)
         check_state(
-            door,
+            caller,
             state,
             AarenState,
             self.value.weight,

@@ -38,15 +38,15 @@ class AttentionConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        door = type(self).__name__
+        caller = type(self).__name__
         if self.heads is not None and self.heads < 1:
-            raise ValueError(f"{door}: heads must be at least 1, got {self.heads}")
+            raise ValueError(f"{caller}: heads must be at least 1, got {self.heads}")
         if self.positions not in POSITIONS:
-            raise ValueError(f"{door}: positions must be one of {POSITIONS}, got {self.positions!r}")
+            raise ValueError(f"{caller}: positions must be one of {POSITIONS}, got {self.positions!r}")
         if self.max_length < 1:
-            raise ValueError(f"{door}: max_length must be at least 1, got {self.max_length}")
+            raise ValueError(f"{caller}: max_length must be at least 1, got {self.max_length}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"{door}: dropout must be at least 0 and below 1, got {self.dropout}")
+            raise ValueError(f"{caller}: dropout must be at least 0 and below 1, got {self.dropout}")
 
 
 class AttentionState(NamedTuple):
@@ -61,7 +61,7 @@ class AttentionState(NamedTuple):
     length: Tensor
 
 
-def heads_of(door: str, width: int, heads: int | None) -> int:
+def heads_of(caller: str, width: int, heads: int | None) -> int:
     """How many heads a width has: those asked for, or as many as leave each at least 64 channels.
 
     Raises:
@@ -69,7 +69,7 @@ def heads_of(door: str, width: int, heads: int | None) -> int:
     """
     heads = heads or max(n for n in range(1, max(width // 64, 1) + 1) if width % n == 0)
     if width % heads:
-        raise ValueError(f"{door}: heads must divide width = {width}, got {heads}")
+        raise ValueError(f"{caller}: heads must divide width = {width}, got {heads}")
     return heads
 
 
@@ -101,10 +101,10 @@ class AttentionMixer(Mixer):
 
     def __init__(self, width: int, config: AttentionConfig, place: Place = ALONE) -> None:
         super().__init__()
-        door = type(self).__name__
-        heads = heads_of(door, width, config.heads)
+        caller = type(self).__name__
+        heads = heads_of(caller, width, config.heads)
         if config.positions == "rotary" and width // heads % 2:
-            raise ValueError(f"{door}: rotary positions need width / heads to be even, got {width} / {heads}")
+            raise ValueError(f"{caller}: rotary positions need width / heads to be even, got {width} / {heads}")
         self.width, self.heads, self.positions, self.max_length = width, heads, config.positions, config.max_length
         self.dropout = nn.Dropout(config.dropout)
         self.input = nn.Linear(width, 3 * width, config.bias)
@@ -209,13 +209,13 @@ class AttentionMixer(Mixer):
 
     def _checked(self, state: object, batch: int) -> AttentionState:
         """A caller's state."""
-        door = type(self).__name__
-        check_state(door, state, AttentionState, self.input.weight, length=("(B,)", (batch,), torch.int64))
+        caller = type(self).__name__
+        check_state(caller, state, AttentionState, self.input.weight, length=("(B,)", (batch,), torch.int64))
         state = cast(AttentionState, state)
-        check_tensor(door, "state.keys", state.keys)
+        check_tensor(caller, "state.keys", state.keys)
         shape = (batch, self.heads, *state.keys.shape[2:3], self.width // self.heads)
         letters = "(B, heads, t, D / heads)"
-        check_state(door, state, AttentionState, self.input.weight, keys=(letters, shape), values=(letters, shape))
+        check_state(caller, state, AttentionState, self.input.weight, keys=(letters, shape), values=(letters, shape))
         return state
 
     def initial_state(self, batch_size: int) -> AttentionState:

@@ -66,7 +66,8 @@ class Mixer(nn.Module, ABC):
         return {f"{name}.{key}": asks for name, part in parts.items() for key, asks in part.tuning().items()}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mixer":
-        kept = {id(self.get_parameter(name)) for name, asks in self.tuning().items() if asks.keep_float32}
+        parameters = [self.get_parameter(name) for name, asks in self.tuning().items() if asks.keep_float32]
+        kept = {id(tensor) for each in parameters for tensor in (each, each.grad)}
 
         def keeping(tensor: Tensor) -> Tensor:
             new = fn(tensor)
@@ -103,33 +104,33 @@ class Mixer(nn.Module, ABC):
         """Numbers in the state of one sequence; None where they grow with its length."""
 
 
-def check_series(door: str, x: Tensor, width: int, reset: Tensor | None, like: Tensor, *, wide: bool = False) -> None:
+def check_series(caller: str, x: Tensor, width: int, reset: Tensor | None, like: Tensor, *, wide: bool = False) -> None:
     """Raise TypeError or ValueError unless x is (B, T, width) and `reset`, if given, bool (B, T).
 
     Args:
-        door: the mixer.
+        caller: the mixer.
         x: what its caller gave.
         width: D.
         reset: what its caller gave.
         like: a weight; x must have its dtype, or under autocast any floating one but float64.
         wide: the weights of a 16-bit model are float32 here.
     """
-    check_tensor(door, "x", x)
+    check_tensor(caller, "x", x)
     if x.dim() != 3 or x.shape[2] != width:
-        raise shape_error(door, "x", "(B, T, D)", f"three dimensions, the last {width}", tuple(x.shape))
+        raise shape_error(caller, "x", "(B, T, D)", f"three dimensions, the last {width}", tuple(x.shape))
     dtype = accumulate_dtype(x.dtype) if wide else x.dtype
     if dtype != like.dtype and not castable(x, like):
-        raise ValueError(f"{door}: x must be {like.dtype} as the weights are, got {x.dtype}")
-    check_reset(door, reset, *x.shape[:2])
+        raise ValueError(f"{caller}: x must be {like.dtype} as the weights are, got {x.dtype}")
+    check_reset(caller, reset, x)
 
 
 def check_state_tensor(
-    door: str, name: str, tensor: Tensor, like: Tensor, letters: str, shape: tuple[int, ...], dtype: Any = None
+    caller: str, name: str, tensor: Tensor, like: Tensor, letters: str, shape: tuple[int, ...], dtype: Any = None
 ) -> None:
     """Raise TypeError or ValueError unless `tensor` is what a state holds under this name.
 
     Args:
-        door: the mixer.
+        caller: the mixer.
         name: of the tensor, for people.
         tensor: what the caller gave.
         like: a weight, whose dtype says in what states are kept; 16-bit parts of a 16-bit model's state are right, too.
@@ -137,28 +138,30 @@ def check_state_tensor(
         shape: that it must have.
         dtype: that it must have, if not a floating one.
     """
-    check_tensor(door, name, tensor)
-    check_shape(door, name, tensor, letters, shape)
+    check_tensor(caller, name, tensor)
+    check_shape(caller, name, tensor, letters, shape)
     wanted = dtype or accumulate_dtype(like.dtype)
     if accumulate_dtype(tensor.dtype) != wanted:
-        raise ValueError(f"{door}: {name} must be {wanted}, got {tensor.dtype}")
+        raise ValueError(f"{caller}: {name} must be {wanted}, got {tensor.dtype}")
 
 
-def check_state(door: str, state: object, kind: type, like: Tensor | None = None, **fields: tuple) -> None:
+def check_state(caller: str, state: object, kind: type, like: Tensor | None = None, **fields: tuple) -> None:
     """Raise TypeError or ValueError unless `state` is of the class `kind` and these fields of it are right.
 
     Args:
-        door: the mixer.
+        caller: the mixer.
         state: what its caller gave.
         kind: of the states of this mixer.
         like: a weight; see `check_state_tensor`.
         fields: by the names of tensors in it, their letters, their shape and, if not a floating one, their dtype.
     """
     if not isinstance(state, kind):
-        raise ValueError(f"{door}: state must be of type {kind.__name__}, as calls give it, got {type(state).__name__}")
+        raise ValueError(
+            f"{caller}: state must be of type {kind.__name__}, as calls give it, got {type(state).__name__}"
+        )
     for name, wanted in fields.items():
         assert like is not None, "tensors of a state are compared with a weight"
-        check_state_tensor(door, f"state.{name}", getattr(state, name), like, *wanted)
+        check_state_tensor(caller, f"state.{name}", getattr(state, name), like, *wanted)
 
 
 def detach_state(state: Any) -> Any:
@@ -187,7 +190,7 @@ def check_types(config: Any) -> None:
         wanted: Any = str if origin is Literal else field.type if origin in (None, UnionType) else origin
         allowed = wanted | int if float in (wanted, *get_args(wanted)) else wanted
         if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
-            door = type(config).__name__
+            caller = type(config).__name__
             raise TypeError(
-                f"{door}: {field.name} must be of type {getattr(wanted, '__name__', wanted)}, got {value!r}"
+                f"{caller}: {field.name} must be of type {getattr(wanted, '__name__', wanted)}, got {value!r}"
             )

@@ -31,13 +31,14 @@ class DepthwiseConv(Mixer):
 
     def forward(self, x: Tensor, state: Tensor | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        door = type(self).__name__
-        check_series(door, x, self.width, reset, self.weight)
+        caller = type(self).__name__
+        check_series(caller, x, self.width, reset, self.weight)
         if state is None:
             state = self.initial_state(len(x))
         else:
             past = (len(x), self.kernel - 1, self.width)
-            check_state_tensor(door, "state", state, self.weight, "(B, K-1, D)", past)
+            check_state_tensor(caller, "state", state, self.weight, "(B, K-1, D)", past)
+            state = state.to(self.weight.dtype)
         return short_conv(x, self.weight, self.bias, state, reset)
 
     def initial_state(self, batch_size: int) -> Tensor:

@@ -30,8 +30,8 @@ class GatedConfig:
     def __post_init__(self) -> None:
         check_types(self)
         if not 0 < self.expansion < math.inf:
-            door = type(self).__name__
-            raise ValueError(f"{door}: expansion must be above 0 and finite, got {self.expansion}")
+            caller = type(self).__name__
+            raise ValueError(f"{caller}: expansion must be above 0 and finite, got {self.expansion}")
 
 
 class GRUState(NamedTuple):
@@ -149,19 +149,20 @@ class GatedMixer(Mixer):
         super().__init__()
         self.width, self.hidden = width, int(width * config.expansion)
         if self.hidden < 1:
-            door = type(self).__name__
-            raise ValueError(f"{door}: expansion x width must be at least 1, got {config.expansion} x {width}")
+            caller = type(self).__name__
+            raise ValueError(f"{caller}: expansion x width must be at least 1, got {config.expansion} x {width}")
         self.output = nn.Identity() if self.hidden == width else nn.Linear(self.hidden, width)
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        door, shape = type(self).__name__, (len(x), self.hidden)
+        caller, shape = type(self).__name__, (len(x), self.hidden)
         weight = next(self.parameters())
-        check_series(door, x, self.width, reset, weight)
+        check_series(caller, x, self.width, reset, weight)
         if state is None:
             state = self.initial_state(len(x))
         else:
-            check_state(door, state, self.kind, weight, **dict.fromkeys(self.kind._fields, ("(B, H)", shape)))
+            check_state(caller, state, self.kind, weight, **dict.fromkeys(self.kind._fields, ("(B, H)", shape)))
+            state = self.kind(*(part.to(accumulate_dtype(weight.dtype)) for part in state))
         if x.shape[1]:
             hidden, state = self.recur(x, state, reset)
         else:

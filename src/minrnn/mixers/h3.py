@@ -83,10 +83,10 @@ class H3(Mixer):
         self, x: Tensor, state: H3State | None = None, *, reset: Tensor | None = None
     ) -> tuple[Tensor, H3State]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        door, past, width = type(self).__name__, len(self.taps) - 1, len(self.skip)
-        check_series(door, x, width, reset, self.input.weight)
+        caller, past, width = type(self).__name__, len(self.taps) - 1, len(self.skip)
+        check_series(caller, x, width, reset, self.input.weight)
         state = self.initial_state(len(x)) if state is None else state
-        check_state(door, state, H3State, self.input.weight, keys=("(B, K-1, D)", (len(x), past, width)))
+        check_state(caller, state, H3State, self.input.weight, keys=("(B, K-1, D)", (len(x), past, width)))
         q, k, v = self.input(x).chunk(3, -1)
         joined = Joined(past, x.shape[1], reset)
         keys = joined.join(state.keys, k)

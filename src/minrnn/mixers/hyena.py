@@ -37,17 +37,17 @@ class LongConvConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        door = type(self).__name__
+        caller = type(self).__name__
         if self.max_length < 1:
-            raise ValueError(f"{door}: max_length must be at least 1, got {self.max_length}")
+            raise ValueError(f"{caller}: max_length must be at least 1, got {self.max_length}")
         if self.features < 3 or self.features % 2 == 0:
-            raise ValueError(f"{door}: features must be odd and at least 3, got {self.features}")
+            raise ValueError(f"{caller}: features must be odd and at least 3, got {self.features}")
         if self.filter_width < 1:
-            raise ValueError(f"{door}: filter_width must be at least 1, got {self.filter_width}")
+            raise ValueError(f"{caller}: filter_width must be at least 1, got {self.filter_width}")
         if not math.isfinite(self.omega):
-            raise ValueError(f"{door}: omega must be finite, got {self.omega}")
+            raise ValueError(f"{caller}: omega must be finite, got {self.omega}")
         if not self.lr_limit > 0:
-            raise ValueError(f"{door}: lr_limit must be above 0, got {self.lr_limit}")
+            raise ValueError(f"{caller}: lr_limit must be above 0, got {self.lr_limit}")
 
 
 @dataclass(frozen=True)
@@ -158,19 +158,19 @@ class LongConv(Mixer):
         Raises:
             ValueError: also if a sequence, with the steps before x, is longer than `max_length`.
         """
-        door = type(self).__name__
-        check_series(door, x, self.width, reset, self.filter.skip, wide=True)
+        caller = type(self).__name__
+        check_series(caller, x, self.width, reset, self.filter.skip, wide=True)
         state = self.initial_state(len(x)) if state is None else state
         past = past_steps(state)
         check_state(
-            door,
+            caller,
             state,
             LongConvState,
             self.filter.skip,
             history=("(B, P, D)", (len(x), past, self.width)),
             steps=("(B,)", (len(x),), torch.int64),
         )
-        steps, most = count_steps(door, state.steps, x.shape[1], reset, self.filter.max_length)
+        steps, most = count_steps(caller, state.steps, x.shape[1], reset, self.filter.max_length)
         joined = Joined(past, x.shape[1], reset)
         series = joined.join(state.history, x)
         y = joined.convolve(series, self.filter(min(series.shape[1], self.filter.max_length)))
@@ -238,12 +238,12 @@ class Hyena(Mixer):
         Raises:
             ValueError: also if a sequence, with the steps before x, is longer than `max_length`.
         """
-        door, width, filters = type(self).__name__, self.output.in_features, self.order - 1
-        check_series(door, x, width, reset, self.input.weight)
+        caller, width, filters = type(self).__name__, self.output.in_features, self.order - 1
+        check_series(caller, x, width, reset, self.input.weight)
         state = self.initial_state(len(x)) if state is None else state
         past = past_steps(state)
         check_state(
-            door,
+            caller,
             state,
             HyenaState,
             self.input.weight,
@@ -251,7 +251,7 @@ class Hyena(Mixer):
             history=("(B, P, (n-1)D)", (len(x), past, filters * width)),
             steps=("(B,)", (len(x),), torch.int64),
         )
-        steps, most = count_steps(door, state.steps, x.shape[1], reset, self.filter.max_length)
+        steps, most = count_steps(caller, state.steps, x.shape[1], reset, self.filter.max_length)
         joined = Joined(past, x.shape[1], reset)
         mixed, conv = self.conv(self.input(x), state.conv, reset=reset)
         first, *gates, v = mixed.chunk(self.order + 1, -1)
@@ -282,7 +282,7 @@ def past_steps(state: object) -> int:
     return history.shape[1] if isinstance(history, Tensor) and history.dim() == 3 else 0
 
 
-def count_steps(door: str, steps: Tensor, time: int, reset: Tensor | None, max_length: int) -> tuple[Tensor, int]:
+def count_steps(caller: str, steps: Tensor, time: int, reset: Tensor | None, max_length: int) -> tuple[Tensor, int]:
     """How long the sequences are after `time` more steps, (B,), and the longest of these; ValueError if any sequence,
     also one that a reset has ended, is longer than `max_length`."""
     if reset is None or reset.numel() == 0:
@@ -293,7 +293,7 @@ def count_steps(door: str, steps: Tensor, time: int, reset: Tensor | None, max_l
         after = longest[:, -1]
     if longest.numel() and int(longest.max()) > max_length:
         raise ValueError(
-            f"{door}: a sequence must be at most max_length = {max_length} steps long, with those before x, "
+            f"{caller}: a sequence must be at most max_length = {max_length} steps long, with those before x, "
             f"got {int(longest.max())}"
         )
     return after, int(after.max()) if after.numel() else 0

@@ -38,11 +38,11 @@ INNER: dict[str, InnerLayer] = {
 }
 
 
-def checked_config(door: str, table: Mapping[str, Row], name: str, options: Mapping[str, Any]) -> Any:
+def checked_config(caller: str, table: Mapping[str, Row], name: str, options: Mapping[str, Any]) -> Any:
     """The checked options of `name` in `table`, a frozen dataclass.
 
     Args:
-        door: what the table is of, for messages.
+        caller: what the table is of, for messages.
         table: from names to rows.
         name: a key of the table.
         options: fields of its dataclass; those that are not there take their defaults.
@@ -51,12 +51,12 @@ def checked_config(door: str, table: Mapping[str, Row], name: str, options: Mapp
         ValueError: the table has no such name, or that not these options.
     """
     if name not in table:
-        raise ValueError(f"{door}: name must be one of {', '.join(table)}, got {name!r}")
+        raise ValueError(f"{caller}: name must be one of {', '.join(table)}, got {name!r}")
     config = table[name].config
     known = [field.name for field in fields(config)]
     for option in options:
         if option not in known:
-            raise ValueError(f"{door}: options of {name} must be among {', '.join(known)}, got {option!r}")
+            raise ValueError(f"{caller}: options of {name} must be among {', '.join(known)}, got {option!r}")
     return config(**options)
 
 

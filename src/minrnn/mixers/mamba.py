@@ -86,11 +86,11 @@ class Mamba(Mixer):
         self, x: Tensor, state: MambaState | None = None, *, reset: Tensor | None = None
     ) -> tuple[Tensor, MambaState]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        door = type(self).__name__
-        check_series(door, x, self.input.in_features, reset, self.input.weight)
+        caller = type(self).__name__
+        check_series(caller, x, self.input.in_features, reset, self.input.weight)
         state = self.initial_state(len(x)) if state is None else state
         past = (len(x), self.conv.kernel - 1, self.conv.width)
-        check_state(door, state, MambaState, self.input.weight, conv=("(B, K-1, E)", past))
+        check_state(caller, state, MambaState, self.input.weight, conv=("(B, K-1, E)", past))
         u, conv = self.conv(self.input(x), state.conv, reset=reset)
         mixed, inner = self.inner(F.silu(u), state.inner, reset=reset)
         return self.output(mixed * F.silu(self.gate(x))), MambaState(conv, inner)

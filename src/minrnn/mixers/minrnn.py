@@ -35,13 +35,13 @@ class MinGRUConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        door = type(self).__name__
+        caller = type(self).__name__
         if not 0 < self.expansion < math.inf:
-            raise ValueError(f"{door}: expansion must be above 0 and finite, got {self.expansion}")
+            raise ValueError(f"{caller}: expansion must be above 0 and finite, got {self.expansion}")
         if not math.isfinite(self.forget_bias):
-            raise ValueError(f"{door}: forget_bias must be finite, got {self.forget_bias}")
+            raise ValueError(f"{caller}: forget_bias must be finite, got {self.forget_bias}")
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"{door}: activation must be one of {ACTIVATIONS}, got {self.activation!r}")
+            raise ValueError(f"{caller}: activation must be one of {ACTIVATIONS}, got {self.activation!r}")
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class MinRNNMixer(Mixer):
         super().__init__()
         self.hidden, self.activation = int(width * config.expansion), config.activation
         if self.hidden < 1:
-            door = type(self).__name__
-            raise ValueError(f"{door}: expansion x width must be at least 1, got {config.expansion} x {width}")
+            caller = type(self).__name__
+            raise ValueError(f"{caller}: expansion x width must be at least 1, got {config.expansion} x {width}")
         self.input = nn.Linear(width, self.blocks * self.hidden)
         with torch.no_grad():
             self.input.bias[: self.hidden] += self.keeps * config.forget_bias
@@ -84,12 +84,13 @@ class MinRNNMixer(Mixer):
 
     def forward(self, x: Tensor, state: Tensor | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        door = type(self).__name__
-        check_series(door, x, self.input.in_features, reset, self.input.weight)
+        caller = type(self).__name__
+        check_series(caller, x, self.input.in_features, reset, self.input.weight)
         if state is None:
             state = self.initial_state(len(x))
         else:
-            check_state_tensor(door, "state", state, self.input.weight, "(B, H)", (len(x), self.hidden))
+            check_state_tensor(caller, "state", state, self.input.weight, "(B, H)", (len(x), self.hidden))
+            state = state.to(accumulate_dtype(self.input.weight.dtype))
         hidden, state = self.scan(self.input(x), state, reset, self._restart())
         return self.output(hidden), state
 
@@ -105,7 +106,7 @@ class MinRNNMixer(Mixer):
         dtype = accumulate_dtype(weight.dtype)
         if restart is None:
             return weight.new_zeros(batch_size, self.hidden, dtype=dtype)
-        return restart.to(dtype).expand(batch_size, -1)
+        return restart.to(dtype).repeat(batch_size, 1)
 
     @property
     def state_size(self) -> int:

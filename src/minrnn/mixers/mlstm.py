@@ -39,12 +39,12 @@ class MLSTMConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        door = type(self).__name__
+        caller = type(self).__name__
         for name in ("heads", "conv", "block"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{door}: {name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"{caller}: {name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.expansion < math.inf:
-            raise ValueError(f"{door}: expansion must be above 0 and finite, got {self.expansion}")
+            raise ValueError(f"{caller}: expansion must be above 0 and finite, got {self.expansion}")
 
 
 class MLSTMState(NamedTuple):
@@ -130,16 +130,17 @@ class MLSTM(Mixer):
             normalizer=("(B, H, d)", (batch, heads, size)),
             level=("(B, H)", (batch, heads)),
         )
+        matrix, normalizer, level = (part.to(accumulate_dtype(self.up.weight.dtype)) for part in state[1:])
         u, z = self.up(x).chunk(2, -1)
         c, tail = self.conv(u, state.conv, reset=reset)
         c = F.silu(c)
         q, k, v = self.query(c), self.key(c), self.value(u)
         # [q | k | v] is never put together: it would cost more than the product.
         parts = zip((q, k, v), self.gates.weight.chunk(3, 1), strict=True)
-        gates = sum(F.linear(part, weight).to(state.level.dtype) for part, weight in parts) + self.gates.bias
+        gates = sum(F.linear(part, weight).to(level.dtype) for part, weight in parts) + self.gates.bias
         q, k, v = (part.unflatten(-1, (heads, size)) for part in (q, k, v))
         into, forget = gates.chunk(2, -1)
-        h, *memory = mlstm(q, k, v, into, forget, state.matrix, state.normalizer, state.level, reset)
+        h, *memory = mlstm(q, k, v, into, forget, matrix, normalizer, level, reset)
         y = self.down((self.norm(h.flatten(-2)) + self.skip * c) * F.silu(z))
         return y, MLSTMState(tail, *memory)
 

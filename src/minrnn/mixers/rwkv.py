@@ -79,12 +79,12 @@ class RWKV4(Mixer):
         self, x: Tensor, state: RWKV4State | None = None, *, reset: Tensor | None = None
     ) -> tuple[Tensor, RWKV4State]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        door, width = type(self).__name__, len(self.decay)
-        check_series(door, x, width, reset, self.key.weight)
+        caller, width = type(self).__name__, len(self.decay)
+        check_series(caller, x, width, reset, self.key.weight)
         if state is None:
             state = self.initial_state(len(x))
         check_state(
-            door,
+            caller,
             state,
             RWKV4State,
             self.key.weight,
@@ -102,8 +102,8 @@ class RWKV4(Mixer):
         """Zeros before the sequence, and the average of nothing."""
         weight = self.value.weight
         previous = weight.new_zeros(batch_size, len(weight))
-        zeros = previous.to(accumulate_dtype(weight.dtype))
-        return RWKV4State(previous, zeros, torch.zeros_like(zeros), torch.full_like(zeros, -math.inf))
+        average = torch.zeros_like(previous, dtype=accumulate_dtype(weight.dtype))
+        return RWKV4State(previous, average, torch.zeros_like(average), torch.full_like(average, -math.inf))
 
     @property
     def state_size(self) -> int:
@@ -138,11 +138,11 @@ class ChannelMix(Mixer):
 
     def forward(self, x: Tensor, state: Tensor | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        door, width = type(self).__name__, len(self.mix_key)
-        check_series(door, x, width, reset, self.key.weight)
+        caller, width = type(self).__name__, len(self.mix_key)
+        check_series(caller, x, width, reset, self.key.weight)
         if state is None:
             state = self.initial_state(len(x))
-        check_state_tensor(door, "state", state, self.key.weight, "(B, D)", (len(x), width))
+        check_state_tensor(caller, "state", state, self.key.weight, "(B, D)", (len(x), width))
         shifted, last = _shift(x, state, reset)
         difference = x - shifted
         keys = self.key(_mix(shifted, difference, self.mix_key))

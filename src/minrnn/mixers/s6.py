@@ -79,10 +79,10 @@ class S6(Mixer):
 
     def forward(self, x: Tensor, state: Tensor | None = None, *, reset: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        door = type(self).__name__
-        check_series(door, x, len(self.D), reset, self.input.weight)
+        caller = type(self).__name__
+        check_series(caller, x, len(self.D), reset, self.input.weight)
         if state is not None:
-            check_state_tensor(door, "state", state, self.input.weight, "(B, E, N)", (len(x), *self.A_log.shape))
+            check_state_tensor(caller, "state", state, self.input.weight, "(B, E, N)", (len(x), *self.A_log.shape))
         delta, into, out = self.input(x).split(self.sizes, -1)
         decay = -self.A_log.exp()
         return selective_scan(x, self.step(delta), decay, into, out, self.D, state, reset=reset, bias=self.step_bias)

@@ -56,8 +56,14 @@ class Joined:
         self._count = None if self.reset is None else self.reset.cumsum(1)
 
     def join(self, before: Tensor, x: Tensor) -> Tensor:
-        """The series, (B, P+T, D), of the past and the new steps, in the dtype of these."""
-        return torch.cat([before.to(x.dtype), x], 1) if before.shape[1] else x
+        """The series, (B, P+T, D), of the past and the new steps, in the dtype of these.
+
+        A past that ends here becomes zeros: what it holds, perhaps NaN, is to be in no gradient.
+        """
+        past = before.shape[1]
+        if past and self.time and self.reset is not None:
+            before = before.where(~self.reset[:, past : past + 1, None], 0)
+        return torch.cat([before.to(x.dtype), x], 1) if past else x
 
     def convolve(self, series: Tensor, kernel: Tensor) -> Tensor:
         """The new steps of `long_conv`, (B, T, D), of a series (B, P+T, D) with a kernel (D, L)."""

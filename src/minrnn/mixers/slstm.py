@@ -33,11 +33,11 @@ class SLSTMConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        door = type(self).__name__
+        caller = type(self).__name__
         if self.heads < 1:
-            raise ValueError(f"{door}: heads must be at least 1, got {self.heads}")
+            raise ValueError(f"{caller}: heads must be at least 1, got {self.heads}")
         if self.conv < 0:
-            raise ValueError(f"{door}: conv must be at least 0, got {self.conv}")
+            raise ValueError(f"{caller}: conv must be at least 0, got {self.conv}")
 
 
 class SLSTMMixerState(NamedTuple):
@@ -81,9 +81,9 @@ class SLSTM(Mixer):
         if width % config.heads:
             raise ValueError(f"{type(self).__name__}: heads must divide width = {width}, got {config.heads}")
         if width // config.heads < 2:  # the norm of one channel is always 0
-            door = type(self).__name__
+            caller = type(self).__name__
             raise ValueError(
-                f"{door}: heads must leave each at least 2 of width = {width} channels, got {config.heads}"
+                f"{caller}: heads must leave each at least 2 of width = {width} channels, got {config.heads}"
             )
         size, depth = width // config.heads, place.layer / max(place.layers - 1, 1)
         self.conv = DepthwiseConv(width, config.conv) if config.conv else None
@@ -107,14 +107,14 @@ class SLSTM(Mixer):
         self, x: Tensor, state: SLSTMMixerState | None = None, *, reset: Tensor | None = None
     ) -> tuple[Tensor, SLSTMMixerState]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        door, width = type(self).__name__, self.bias.shape[1]
-        check_series(door, x, width, reset, self.into.weight)
+        caller, width = type(self).__name__, self.bias.shape[1]
+        check_series(caller, x, width, reset, self.into.weight)
         if state is None:
             state = self.initial_state(len(x))
         past = 0 if self.conv is None else self.conv.kernel - 1
         shapes = {name: ("(B, D)", (len(x), width)) for name in SLSTMState._fields}
         check_state(
-            door, state, SLSTMMixerState, self.into.weight, conv=("(B, K-1, D)", (len(x), past, width)), **shapes
+            caller, state, SLSTMMixerState, self.into.weight, conv=("(B, K-1, D)", (len(x), past, width)), **shapes
         )
         mixed, tail = x, state.conv
         if self.conv is not None:
@@ -136,8 +136,8 @@ class SLSTM(Mixer):
         """Zeros before the sequence, and nothing remembered."""
         weight, width = self.into.weight, self.bias.shape[1]
         tail = weight.new_zeros(batch_size, 0, width) if self.conv is None else self.conv.initial_state(batch_size)
-        zeros = weight.new_zeros(batch_size, width, dtype=accumulate_dtype(weight.dtype))
-        return SLSTMMixerState(tail, zeros, zeros, zeros, torch.full_like(zeros, -math.inf))
+        h, c, n = weight.new_zeros(3, batch_size, width, dtype=accumulate_dtype(weight.dtype)).unbind()
+        return SLSTMMixerState(tail, h, c, n, torch.full_like(h, -math.inf))
 
     @property
     def state_size(self) -> int:

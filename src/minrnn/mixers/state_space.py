@@ -40,13 +40,15 @@ class StateSpaceConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        door = type(self).__name__
+        caller = type(self).__name__
         if self.state < 2 or self.state % 2:
-            raise ValueError(f"{door}: state must be even and at least 2, got {self.state}")
+            raise ValueError(f"{caller}: state must be even and at least 2, got {self.state}")
         if not 0 < self.dt_min <= self.dt_max < math.inf:
-            raise ValueError(f"{door}: dt_min must be above 0 and at most dt_max, got {self.dt_min} and {self.dt_max}")
+            raise ValueError(
+                f"{caller}: dt_min must be above 0 and at most dt_max, got {self.dt_min} and {self.dt_max}"
+            )
         if not self.lr_limit > 0:
-            raise ValueError(f"{door}: lr_limit must be above 0, got {self.lr_limit}")
+            raise ValueError(f"{caller}: lr_limit must be above 0, got {self.lr_limit}")
 
 
 class LazyState:
@@ -58,7 +60,7 @@ class LazyState:
         form: makes the tensor. It runs with gradients where this object was made with them.
         shape: of the tensor.
         dtype: of the tensor.
-        zeros: whether it is known to hold nothing but zeros.
+        zeros: whether it is made of zeros.
     """
 
     def __init__(
@@ -67,7 +69,12 @@ class LazyState:
         self._form: Callable[[], Any] | None = form
         self._formed: Any = None
         self._grad = torch.is_grad_enabled()
-        self.shape, self.dtype, self.zeros = shape, dtype, zeros
+        self.shape, self.dtype, self._zeros = shape, dtype, zeros
+
+    @property
+    def zeros(self) -> bool:
+        """Whether it is known to hold nothing but zeros. (Into what has been looked at, something may be written.)"""
+        return self._zeros and self._form is not None
 
     @property
     def tensor(self) -> Tensor:
@@ -318,12 +325,12 @@ class StateSpace(Mixer):
         return y, after
 
     def _check_state(self, state: object, batch: int) -> None:
-        door, shape = type(self).__name__, (batch, self.width, self.pairs)
-        check_state(door, state, LazyState)
+        caller, shape = type(self).__name__, (batch, self.width, self.pairs)
+        check_state(caller, state, LazyState)
         state = cast(LazyState, state)
         if state.shape is None:
-            check_tensor(door, "state", state.tensor)
+            check_tensor(caller, "state", state.tensor)
         if state.shape != shape:
-            raise shape_error(door, "state", "(B, D, N/2)", shape, state.shape)
+            raise shape_error(caller, "state", "(B, D, N/2)", shape, state.shape)
         if state.dtype != self._dtype:
-            raise ValueError(f"{door}: state must be {self._dtype}, got {state.dtype}")
+            raise ValueError(f"{caller}: state must be {self._dtype}, got {state.dtype}")

@@ -2,8 +2,8 @@
 
 from minrnn.models.base import SequenceModel
 from minrnn.models.block import Backbone, Block, GatedMLP
-from minrnn.models.config import BackboneConfig, LanguageModelConfig
-from minrnn.models.files import load, load_model, locked, replace_files, save
+from minrnn.models.config import BackboneConfig, LanguageModelConfig, ModelConfig
+from minrnn.models.files import load, load_model, save
 from minrnn.models.generate import generate
 from minrnn.models.language import LanguageModel, parameter_groups
 
@@ -14,12 +14,11 @@ __all__ = [
     "GatedMLP",
     "LanguageModel",
     "LanguageModelConfig",
+    "ModelConfig",
     "SequenceModel",
     "generate",
     "load",
     "load_model",
-    "locked",
     "parameter_groups",
-    "replace_files",
     "save",
 ]

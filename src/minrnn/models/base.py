@@ -1,18 +1,21 @@
-"""What training, files and benchmarks know of a model."""
+"""What training and files know of a model."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from minrnn.mixers import Mixer
+from minrnn.models.config import ModelConfig
 
 
 class SequenceModel(nn.Module):
     """A backbone of mixers between an input and an output layer: `output, state = model(input, state, reset=reset)`.
 
     Args:
-        config: what it is made of: a frozen dataclass with a `backbone` and `to_dict`.
+        config: what it is made of, a `config_class`.
     """
+
+    config_class: ClassVar[type[ModelConfig]]
 
     def __init__(self, config: Any) -> None:
         super().__init__()

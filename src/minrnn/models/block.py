@@ -128,7 +128,7 @@ class Backbone(nn.Module):
         return tuple(cast(Block, block).initial_state(batch_size) for block in self.blocks)
 
 
-def _check_parts(door: str, state: object, parts: int) -> None:
+def _check_parts(caller: str, state: object, parts: int) -> None:
     if not isinstance(state, tuple) or len(state) != parts:
         got = f"{len(state)} parts" if isinstance(state, tuple) else type(state).__name__
-        raise ValueError(f"{door}: state must be a tuple of {parts} parts, as calls give it, got {got}")
+        raise ValueError(f"{caller}: state must be a tuple of {parts} parts, as calls give it, got {got}")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Self
 
 from minrnn.mixers import MIXERS, mixer_config
 from minrnn.mixers.contract import check_types
@@ -56,7 +56,32 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True)
-class LanguageModelConfig:
+class ModelConfig:
+    """What a kind of model is made of: a `backbone`, and what is around it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The config whose `to_dict` gave `values`; ValueError or TypeError where none could have."""
+        _check_fields(cls, values)
+        _check_fields(BackboneConfig, values["backbone"])
+        return cls(**{**values, "backbone": BackboneConfig(**values["backbone"])})
+
+
+def _check_fields(config: type, values: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError unless `values` has all fields of the dataclass `config` and no others."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{config.__name__}: fields must be a mapping, got {type(values).__name__}")
+    known = [each.name for each in fields(config)]
+    if set(values) != set(known):
+        raise ValueError(f"{config.__name__}: fields must be {', '.join(known)}, got {', '.join(map(str, values))}")
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig(ModelConfig):
     """A backbone between an embedding of tokens and logits over tokens.
 
     Args:
@@ -71,23 +96,3 @@ class LanguageModelConfig:
         check_types(self)
         if self.vocabulary < 1:
             raise ValueError(f"LanguageModelConfig: vocabulary must be at least 1, got {self.vocabulary}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "LanguageModelConfig":
-        """The config whose `to_dict` gave `values`; ValueError or TypeError where none could have."""
-        check_fields(cls, values)
-        check_fields(BackboneConfig, values["backbone"])
-        return cls(**{**values, "backbone": BackboneConfig(**values["backbone"])})
-
-
-def check_fields(config: type, values: Mapping[str, Any]) -> None:
-    """Raise TypeError or ValueError unless `values` has all fields of the dataclass `config` and no others."""
-    if not isinstance(values, Mapping):
-        raise TypeError(f"{config.__name__}: fields must be a mapping, got {type(values).__name__}")
-    known = [each.name for each in fields(config)]
-    if set(values) != set(known):
-        raise ValueError(f"{config.__name__}: fields must be {', '.join(known)}, got {', '.join(map(str, values))}")

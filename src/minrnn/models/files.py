@@ -2,82 +2,16 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from minrnn._files import replace_files
 from minrnn.models.base import SequenceModel
-from minrnn.models.config import LanguageModelConfig
 from minrnn.models.language import LanguageModel
 
 Kind = TypeVar("Kind", bound=SequenceModel)
-
-
-def replace_files(contents: Mapping[Path, bytes]) -> None:
-    """Write files beside their places, then put them there, one after the other.
-
-    No file is ever torn, and while there is no room for all, the old ones stay. A crash in the moment between two of
-    the replacements leaves new ones beside old ones.
-
-    Args:
-        contents: what is to stand in each file.
-
-    Raises:
-        OSError: not all could be written: nothing has changed; or, rarely, not all could be put into their places.
-    """
-    aside = {path: path.with_name(path.name + ".part") for path in contents}
-    try:
-        for path, content in contents.items():
-            with aside[path].open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-    except OSError as error:
-        error.filename = error.filename or os.fspath(path)  # a full disk names none
-        for part in aside.values():
-            part.unlink(missing_ok=True)
-        raise
-    for path, part in aside.items():
-        os.replace(part, path)
-
-
-@contextmanager
-def locked(lock: Path, say: Callable[[str], object]) -> Iterator[None]:
-    """What the file `lock` stands for is this process's alone; waited for, while it is another's.
-
-    The system lets go of it when the process ends, however it does.
-
-    Args:
-        lock: made with its directory, and removed at the end.
-        say: told when there is something to wait for.
-    """
-    import fcntl
-
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with lock.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("another process is at work on it: waits")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_at(file.fileno(), lock):  # else it is the file of somebody who has ended and removed it
-                try:
-                    yield
-                finally:
-                    lock.unlink(missing_ok=True)
-                return
-
-
-def _is_at(file: int, path: Path) -> bool:
-    """Whether an open file is the one at `path`."""
-    try:
-        return os.path.samestat(os.fstat(file), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def save(model: SequenceModel, run: str | os.PathLike[str]) -> None:
@@ -115,15 +49,14 @@ def load(run: str | os.PathLike[str]) -> LanguageModel:
     Raises:
         ValueError: there is no model, or its files are torn, or do not belong together.
     """
-    return load_model(run, LanguageModelConfig, LanguageModel)
+    return load_model(run, LanguageModel)
 
 
-def load_model(run: str | os.PathLike[str], config_kind: Any, kind: type[Kind]) -> Kind:
+def load_model(run: str | os.PathLike[str], kind: type[Kind]) -> Kind:
     """The model of any kind that was saved into the directory `run`; else as `load`.
 
     Args:
         run: the directory.
-        config_kind: class of its config, which has `from_dict`.
         kind: class of the model.
     """
     import safetensors
@@ -134,7 +67,7 @@ def load_model(run: str | os.PathLike[str], config_kind: Any, kind: type[Kind]) 
         if not path.is_file():
             raise ValueError(f"load: run must be a directory that holds {path.name}, got {os.fspath(run)!r}")
     try:
-        wanted = config_kind.from_dict(json.loads(config.read_bytes()))
+        wanted: Any = kind.config_class.from_dict(json.loads(config.read_bytes()))
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:  # the last two: nested or large beyond sense
         raise ValueError(f"load: {config} must be the config of a {kind.__name__}, got: {error}") from error
     try:

@@ -1,4 +1,4 @@
-"""Text from a language model: the prompt at once, then one token at a time, from a state that does not grow."""
+"""Text from a language model: the prompt in one pass, then one token at a time, carrying the state on."""
 
 from collections.abc import Iterator, Sequence
 

@@ -32,6 +32,8 @@ class LanguageModel(SequenceModel):
         >>> logits, state = model(torch.randint(65, (4, 1)), state)
     """
 
+    config_class = LanguageModelConfig
+
     def __init__(self, config: LanguageModelConfig) -> None:
         if not isinstance(config, LanguageModelConfig):
             raise TypeError(f"LanguageModel: config must be a LanguageModelConfig, got {type(config).__name__}")

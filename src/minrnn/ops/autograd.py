@@ -58,7 +58,7 @@ def _differentiated(inputs: tuple) -> bool:
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(source, values, initial, reset, restart, lengths, spec: Spec):
-        refuse_legacy(spec.door, source, values, initial, restart)
+        refuse_legacy(spec.caller, source, values, initial, restart)
         return forward((source, values, initial, reset, restart, lengths), spec)
 
     @staticmethod

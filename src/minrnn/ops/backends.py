@@ -34,7 +34,7 @@ def forced(argument: str | None) -> str | None:
     return argument or os.environ.get("MINRNN_BACKEND") or None
 
 
-def choose(forced: str | None, tensor: Tensor, door: str, *, gpu: bool = True) -> str:
+def choose(forced: str | None, tensor: Tensor, caller: str, *, gpu: bool = True) -> str:
     """The backend for `tensor`: the forced one, or the fastest that serves its device; `gpu`: whether the operation has
     GPU kernels.
 
@@ -42,10 +42,10 @@ def choose(forced: str | None, tensor: Tensor, door: str, *, gpu: bool = True) -
     """
     if forced:
         if forced not in BACKENDS:
-            raise ValueError(f"{door}: backend must be one of {BACKENDS}, got {forced!r}")
+            raise ValueError(f"{caller}: backend must be one of {BACKENDS}, got {forced!r}")
         reason = why_not(forced, tensor, gpu=gpu)
         if reason:
-            raise ValueError(f"{door}: backend {forced!r} was asked for, but {reason}")
+            raise ValueError(f"{caller}: backend {forced!r} was asked for, but {reason}")
         return _ran(forced)
     if tensor.device.type == "cpu":
         reason = native.unavailable()
@@ -90,11 +90,11 @@ def supported(dtype: torch.dtype, *, real: bool) -> bool:
     return dtype in _REAL or (not real and dtype in _COMPLEX)
 
 
-def check_dtype(door: str, name: str, tensor: Tensor, *, real: bool = True) -> None:
+def check_dtype(caller: str, name: str, tensor: Tensor, *, real: bool = True) -> None:
     """Raise TypeError unless the scans take the tensor's dtype."""
     if not supported(tensor.dtype, real=real):
         kinds = "float32, float64, bfloat16 or float16" + ("" if real else ", complex64 or complex128")
-        raise TypeError(f"{door}: {name} must be {kinds}, got {tensor.dtype}")
+        raise TypeError(f"{caller}: {name} must be {kinds}, got {tensor.dtype}")
 
 
 def _ran(backend: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from minrnn._shapes import accumulate_dtype, check_reset, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_device, check_reset, check_tensor, shape_error
 from minrnn.ops import backends
 from minrnn.ops.fused import fused
 from minrnn.ops.sequences import Sequences
@@ -37,16 +37,17 @@ def long_conv(x: Tensor, kernel: Tensor, *, reset: Tensor | None = None) -> Tens
         TypeError: an argument is not a tensor, or has another dtype than wanted.
         ValueError: shapes do not agree.
     """
-    door = "long_conv"
-    check_tensor(door, "x", x)
+    caller = "long_conv"
+    check_tensor(caller, "x", x)
     if x.dim() != 3:
-        raise shape_error(door, "x", "(B, T, D)", "three dimensions", tuple(x.shape))
-    check_tensor(door, "kernel", kernel)
+        raise shape_error(caller, "x", "(B, T, D)", "three dimensions", tuple(x.shape))
+    check_tensor(caller, "kernel", kernel)
     if kernel.dim() != 2 or len(kernel) != x.shape[2]:
-        raise shape_error(door, "kernel", "(D, L)", f"two dimensions, the first {x.shape[2]}", tuple(kernel.shape))
+        raise shape_error(caller, "kernel", "(D, L)", f"two dimensions, the first {x.shape[2]}", tuple(kernel.shape))
     for name, tensor in (("x", x), ("kernel", kernel)):
-        backends.check_dtype(door, name, tensor)
-    check_reset(door, reset, *x.shape[:2])
+        backends.check_dtype(caller, name, tensor)
+    check_reset(caller, reset, x)
+    check_device(caller, x, kernel=kernel)
     return _long_conv(x, kernel, reset)[0]
 
 

@@ -31,7 +31,7 @@ class Spec(NamedTuple):
     backend: str | None
 
     @property
-    def door(self) -> str:
+    def caller(self) -> str:
         return f"{self.gates.removesuffix('_unnormalized')}_scan"
 
 
@@ -39,7 +39,7 @@ def forward(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
     source, values, initial, reset, restart, lengths = inputs
     like = source if values is None else values
     nested = eager_transforms.JVP_NESTING > 1 and spec.backend != "reference"
-    backend = backends.choose("parallel" if nested else spec.backend, like, spec.door)
+    backend = backends.choose("parallel" if nested else spec.backend, like, spec.caller)
     if kernels := _kernels(backend):
         return kernels.forward(inputs, spec.gates, spec.activation, spec.reverse)
     keep = accumulate_dtype(like.dtype)
@@ -79,11 +79,11 @@ def backward(
     """Gradients of (projection or coeffs, values, initial, restart); None for those that are None."""
     source, values, *_ = inputs
     like = source if values is None else values
-    refuse_legacy(spec.door, grad_hidden, grad_last)
+    refuse_legacy(spec.caller, grad_hidden, grad_last)
     # The sum over a broadcast coefficient's gradient must not be one of terms that were rounded to 16 bits.
     summed = values is not None and source.shape != values.shape and accumulate_dtype(like.dtype) != like.dtype
     plain = torch.is_grad_enabled() or transformed() or summed
-    if kernels := None if plain else _kernels(backends.choose(spec.backend, like, spec.door)):
+    if kernels := None if plain else _kernels(backends.choose(spec.backend, like, spec.caller)):
         return kernels.backward(grad_hidden, grad_last, inputs, hidden, spec.gates, spec.activation, spec.reverse)
     return Adjoint(inputs, hidden, spec, scan).gradients(grad_hidden, grad_last)
 

@@ -1,4 +1,4 @@
-"""The doors of the scans: validate what users give, then one call into the rules.
+"""The public functions of the scans: validate what users give, then one call into the rules.
 
 A scan is h_t = a_t h_{t-1} + b_t over (B, T, H), forward in time or in reverse. The gated scans compute a_t and b_t
 from a projection as they go.
@@ -7,7 +7,7 @@ from a projection as they go.
 import torch
 from torch import Tensor
 
-from minrnn._shapes import accumulate_dtype, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_device, check_shape, check_tensor, shape_error
 from minrnn.ops import autograd, backends
 from minrnn.ops import gates as gating
 from minrnn.ops.rules import Spec
@@ -52,20 +52,20 @@ def linear_scan(
     Source: Blelloch, "Prefix sums and their applications" (1990), §1.4; Martin and Cundy, "Parallelizing linear
     recurrent neural nets over sequence length" (2018), equation 2.
     """
-    door = "linear_scan"
-    _check_floating(door, "values", values, real=False)
-    check_tensor(door, "coeffs", coeffs)
+    caller = "linear_scan"
+    _check_floating(caller, "values", values, real=False)
+    check_tensor(caller, "coeffs", coeffs)
     if values.dim() != 3:
-        raise shape_error(door, "values", "(B, T, H)", "three dimensions", tuple(values.shape))
+        raise shape_error(caller, "values", "(B, T, H)", "three dimensions", tuple(values.shape))
     if coeffs.dtype != values.dtype:
-        raise TypeError(f"{door}: coeffs must have the dtype of values, {values.dtype}, got {coeffs.dtype}")
-    _check_device(door, "coeffs", coeffs, values)
+        raise TypeError(f"{caller}: coeffs must have the dtype of values, {values.dtype}, got {coeffs.dtype}")
+    check_device(caller, values, coeffs=coeffs)
     if coeffs.dim() > 3 or any(
         c not in (1, v) for c, v in zip(reversed(coeffs.shape), reversed(values.shape), strict=False)
     ):
-        raise shape_error(door, "coeffs", "broadcastable to (B, T, H)", tuple(values.shape), tuple(coeffs.shape))
+        raise shape_error(caller, "coeffs", "broadcastable to (B, T, H)", tuple(values.shape), tuple(coeffs.shape))
     batch, time, hidden = values.shape
-    initial, _ = _check_context(door, values, batch, time, hidden, initial, reset, None, None)
+    initial, _ = _check_context(caller, values, batch, time, hidden, initial, reset, None, None)
     coeffs = coeffs[(None,) * (3 - coeffs.dim())]
     return autograd.scan(
         (coeffs, values, initial, reset, None, None), Spec("linear", "identity", reverse, backends.forced(backend))
@@ -147,34 +147,29 @@ def minlstm_scan(
 
 def _gated(gates, projection, initial, reset, restart, lengths, reverse, activation, backend) -> tuple[Tensor, Tensor]:
     spec = Spec(gates, activation, reverse, backends.forced(backend))
-    door, blocks = spec.door, gating.width(gates)
+    caller, blocks = spec.caller, gating.width(gates)
     if activation not in gating.ACTIVATIONS:
-        raise ValueError(f"{door}: activation must be one of {gating.ACTIVATIONS}, got {activation!r}")
-    _check_floating(door, "projection", projection, real=True)
+        raise ValueError(f"{caller}: activation must be one of {gating.ACTIVATIONS}, got {activation!r}")
+    _check_floating(caller, "projection", projection, real=True)
     if projection.dim() != 3 or projection.shape[2] % blocks:
         wanted = "three dimensions, the last divisible by"
-        raise shape_error(door, "projection", f"(B, T, {blocks}H)", f"{wanted} {blocks}", tuple(projection.shape))
+        raise shape_error(caller, "projection", f"(B, T, {blocks}H)", f"{wanted} {blocks}", tuple(projection.shape))
     batch, time, wide = projection.shape
     hidden = wide // blocks
-    initial, restart = _check_context(door, projection, batch, time, hidden, initial, reset, restart, lengths)
+    initial, restart = _check_context(caller, projection, batch, time, hidden, initial, reset, restart, lengths)
     if restart is not None:
         # The rules know one restart per sequence; summing the gradient over the batch is the expansion's own rule.
         restart = restart.expand(batch, hidden) if reset is not None else None
     return autograd.scan((projection, None, initial, reset, restart, lengths), spec)
 
 
-def _check_floating(door: str, name: str, tensor: Tensor, *, real: bool) -> None:
-    check_tensor(door, name, tensor)
-    backends.check_dtype(door, name, tensor, real=real)
-
-
-def _check_device(door: str, name: str, tensor: Tensor, like: Tensor) -> None:
-    if tensor.device != like.device:
-        raise ValueError(f"{door}: {name} must be on {like.device} as the input is, got {tensor.device}")
+def _check_floating(caller: str, name: str, tensor: Tensor, *, real: bool) -> None:
+    check_tensor(caller, name, tensor)
+    backends.check_dtype(caller, name, tensor, real=real)
 
 
 def _check_context(
-    door: str,
+    caller: str,
     like: Tensor,
     batch: int,
     time: int,
@@ -190,29 +185,29 @@ def _check_context(
     def state(name: str, tensor: Tensor | None, letters: str, shape: tuple[int, ...]) -> Tensor | None:
         if tensor is None:
             return None
-        check_tensor(door, name, tensor)
-        check_shape(door, name, tensor, letters, shape)
-        _check_device(door, name, tensor, like)
+        check_tensor(caller, name, tensor)
+        check_shape(caller, name, tensor, letters, shape)
+        check_device(caller, like, **{name: tensor})
         if tensor.dtype == keep:
             return tensor
         if tensor.dtype != like.dtype:
-            raise TypeError(f"{door}: {name} must be {keep} or {like.dtype}, got {tensor.dtype}")
+            raise TypeError(f"{caller}: {name} must be {keep} or {like.dtype}, got {tensor.dtype}")
         return tensor.to(keep)
 
     initial = state("initial", initial, "(B, H)", (batch, hidden))
     restart = state("restart", restart, "(H,)", (hidden,))
     if reset is not None:
-        check_tensor(door, "reset", reset)
+        check_tensor(caller, "reset", reset)
         if reset.dtype != torch.bool:
-            raise TypeError(f"{door}: reset must be bool, got {reset.dtype}")
-        check_shape(door, "reset", reset, "(B, T)", (batch, time))
-        _check_device(door, "reset", reset, like)
+            raise TypeError(f"{caller}: reset must be bool, got {reset.dtype}")
+        check_shape(caller, "reset", reset, "(B, T)", (batch, time))
+        check_device(caller, like, reset=reset)
     if lengths is not None:
-        check_tensor(door, "lengths", lengths)
+        check_tensor(caller, "lengths", lengths)
         if lengths.dtype != torch.int64:
-            raise TypeError(f"{door}: lengths must be int64, got {lengths.dtype}")
-        check_shape(door, "lengths", lengths, "(B,)", (batch,))
-        _check_device(door, "lengths", lengths, like)
+            raise TypeError(f"{caller}: lengths must be int64, got {lengths.dtype}")
+        check_shape(caller, "lengths", lengths, "(B,)", (batch,))
+        check_device(caller, like, lengths=lengths)
         if out_of_range(lengths, time):
-            raise ValueError(f"{door}: lengths must be between 0 and T = {time}, got {lengths.tolist()}")
+            raise ValueError(f"{caller}: lengths must be between 0 and T = {time}, got {lengths.tolist()}")
     return initial, restart

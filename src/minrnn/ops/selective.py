@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minrnn._shapes import accumulate_dtype, check_reset, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_device, check_reset, check_shape, check_tensor, shape_error
 from minrnn.ops import backends, native
 from minrnn.ops.fused import fused
 from minrnn.ops.scan import linear_scan
@@ -65,14 +65,14 @@ def selective_scan(
     Source: Gu and Dao, "Mamba: linear-time sequence modeling with selective state spaces" (2023), section 3.2; Δ B for
     the discrete B as in its code.
     """
-    door = "selective_scan"
-    check_tensor(door, "u", u)
+    caller = "selective_scan"
+    check_tensor(caller, "u", u)
     if u.dim() != 3:
-        raise shape_error(door, "u", "(B, T, E)", "three dimensions", tuple(u.shape))
-    check_tensor(door, "A", A)
+        raise shape_error(caller, "u", "(B, T, E)", "three dimensions", tuple(u.shape))
+    check_tensor(caller, "A", A)
     batch, time, width = u.shape
     if A.dim() != 2 or len(A) != width:
-        raise shape_error(door, "A", "(E, N)", f"two dimensions, the first {width}", tuple(A.shape))
+        raise shape_error(caller, "A", "(E, N)", f"two dimensions, the first {width}", tuple(A.shape))
     dtype, states = accumulate_dtype(u.dtype), A.shape[1]
     D = u.new_zeros(width) if D is None else D
     initial = u.new_zeros(batch, width, states, dtype=dtype) if initial is None else initial
@@ -86,16 +86,14 @@ def selective_scan(
     if bias is not None:
         shapes["bias"] = bias, "(E,)", (width,)
     for name, (tensor, letters, wanted) in shapes.items():
-        check_tensor(door, name, tensor)
-        check_shape(door, name, tensor, letters, wanted)
-    check_reset(door, reset, batch, time)
+        check_tensor(caller, name, tensor)
+        check_shape(caller, name, tensor, letters, wanted)
+    check_reset(caller, reset, u)
     floating = {"u": u, "A": A, **{name: row[0] for name, row in shapes.items()}}
     for name, tensor in floating.items():
-        backends.check_dtype(door, name, tensor)
-    for name, tensor in {**floating, "reset": u if reset is None else reset}.items():
-        if tensor.device != u.device:
-            raise ValueError(f"{door}: {name} must be on {u.device} as u is, got {tensor.device}")
-    chosen = backends.choose(backends.forced(backend), u, door)
+        backends.check_dtype(caller, name, tensor)
+    check_device(caller, u, **floating)
+    chosen = backends.choose(backends.forced(backend), u, caller)
     bias = None if bias is None else bias.to(dtype)
     # The GPU widens u and delta as it reads them.
     series = [x if chosen == "triton" and accumulate_dtype(x.dtype) == dtype else x.to(dtype) for x in (u, delta)]

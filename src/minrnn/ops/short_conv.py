@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minrnn._shapes import accumulate_dtype, check_reset, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_device, check_reset, check_shape, check_tensor, shape_error
 from minrnn.ops import backends, native
 from minrnn.ops.fused import fused
 
@@ -38,23 +38,24 @@ def short_conv(
         TypeError: an argument is not a tensor, or has another dtype than wanted.
         ValueError: shapes do not agree.
     """
-    door = "short_conv"
+    caller = "short_conv"
     for name, tensor in (("x", x), ("weight", weight), ("past", past), *([] if bias is None else [("bias", bias)])):
-        check_tensor(door, name, tensor)
-        backends.check_dtype(door, name, tensor)
+        check_tensor(caller, name, tensor)
+        backends.check_dtype(caller, name, tensor)
     if x.dim() != 3:
-        raise shape_error(door, "x", "(B, T, D)", "three dimensions", tuple(x.shape))
-    batch, time, width = x.shape
+        raise shape_error(caller, "x", "(B, T, D)", "three dimensions", tuple(x.shape))
+    batch, _, width = x.shape
     if weight.dim() != 2 or len(weight) == 0 or weight.shape[1] != width:
-        raise shape_error(door, "weight", "(K, D)", f"at least 1 row of {width}", tuple(weight.shape))
-    check_shape(door, "past", past, "(B, K-1, D)", (batch, len(weight) - 1, width))
+        raise shape_error(caller, "weight", "(K, D)", f"at least 1 row of {width}", tuple(weight.shape))
+    check_shape(caller, "past", past, "(B, K-1, D)", (batch, len(weight) - 1, width))
     dtype = torch.promote_types(torch.promote_types(x.dtype, past.dtype), weight.dtype)
     if bias is not None:
-        check_shape(door, "bias", bias, "(D,)", (width,))
+        check_shape(caller, "bias", bias, "(D,)", (width,))
         dtype = torch.promote_types(dtype, bias.dtype)
         bias = bias.to(dtype)
-    check_reset(door, reset, batch, time)
-    chosen = backends.choose(backends.forced(None), x, door, gpu=False)
+    check_reset(caller, reset, x)
+    check_device(caller, x, weight=weight, bias=bias, past=past)
+    chosen = backends.choose(backends.forced(None), x, caller, gpu=False)
     run = _fused if chosen == "native" and len(weight) <= _MOST else _plain
     y, tail = run(x.to(dtype), weight.to(dtype), bias, past.to(dtype), reset)
     return y, tail

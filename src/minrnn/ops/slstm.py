@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minrnn._shapes import accumulate_dtype, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_device, check_reset, check_shape, check_tensor, shape_error
 from minrnn.ops import backends, native
 from minrnn.ops.fused import fused
 
@@ -80,40 +80,38 @@ def slstm_scan(
 
     Source: Beck et al., "xLSTM: Extended long short-term memory" (2024), section 2.2 and appendix A.2.
     """
-    door = "slstm_scan"
-    check_tensor(door, "into", into)
+    caller = "slstm_scan"
+    check_tensor(caller, "into", into)
     if into.dim() != 3:
-        raise shape_error(door, "into", "(B, T, D)", "three dimensions", tuple(into.shape))
-    backends.check_dtype(door, "into", into)
+        raise shape_error(caller, "into", "(B, T, D)", "three dimensions", tuple(into.shape))
+    backends.check_dtype(caller, "into", into)
     batch, _, width = into.shape
     dtype = accumulate_dtype(into.dtype)
     for name, tensor in (("forget", forget), ("candidate", candidate), ("output", output)):
-        check_tensor(door, name, tensor)
-        check_shape(door, name, tensor, "(B, T, D)", tuple(into.shape))
+        check_tensor(caller, name, tensor)
+        check_shape(caller, name, tensor, "(B, T, D)", tuple(into.shape))
         if tensor.dtype != into.dtype:
-            raise TypeError(f"{door}: {name} must have the dtype of into, {into.dtype}, got {tensor.dtype}")
-    check_tensor(door, "recurrent", recurrent)
+            raise TypeError(f"{caller}: {name} must have the dtype of into, {into.dtype}, got {tensor.dtype}")
+    check_tensor(caller, "recurrent", recurrent)
     heads = len(recurrent) if recurrent.dim() else 0
     if heads == 0 or width % heads or recurrent.shape != (heads, width // heads, 4, width // heads):
         wanted = f"a square for each of 4 gates and N heads, D = {width} channels in all"
-        raise shape_error(door, "recurrent", "(N, d, 4, d)", wanted, tuple(recurrent.shape))
-    check_tensor(door, "bias", bias)
-    check_shape(door, "bias", bias, "(4, D)", (4, width))
+        raise shape_error(caller, "recurrent", "(N, d, 4, d)", wanted, tuple(recurrent.shape))
+    check_tensor(caller, "bias", bias)
+    check_shape(caller, "bias", bias, "(4, D)", (4, width))
     if initial is None:
         zeros = into.new_zeros(batch, width, dtype=dtype)
         initial = SLSTMState(zeros, zeros, zeros, torch.full_like(zeros, -math.inf))
     states = {f"initial.{name}": tensor for name, tensor in zip(SLSTMState._fields, initial, strict=True)}
     for name, tensor in states.items():
-        check_tensor(door, name, tensor)
-        check_shape(door, name, tensor, "(B, D)", (batch, width))
-    for name, tensor in {"recurrent": recurrent, "bias": bias, **states}.items():
-        backends.check_dtype(door, name, tensor)
-    if reset is not None:
-        check_tensor(door, "reset", reset)
-        check_shape(door, "reset", reset, "(B, T)", tuple(into.shape[:2]))
-        if reset.dtype != torch.bool:
-            raise TypeError(f"{door}: reset must be bool, got {reset.dtype}")
-    run = _fused if backends.choose(backends.forced(backend), into, door, gpu=False) == "native" else _plain
+        check_tensor(caller, name, tensor)
+        check_shape(caller, name, tensor, "(B, D)", (batch, width))
+    named = {"recurrent": recurrent, "bias": bias, **states}
+    for name, tensor in named.items():
+        backends.check_dtype(caller, name, tensor)
+    check_reset(caller, reset, into)
+    check_device(caller, into, forget=forget, candidate=candidate, output=output, **named)
+    run = _fused if backends.choose(backends.forced(backend), into, caller, gpu=False) == "native" else _plain
     tensors = [x.to(dtype) for x in (into, forget, candidate, output, recurrent, bias, *initial)]
     y, h, c, n, m = run(*[*tensors, reset])
     return y.to(into.dtype), SLSTMState(h, c, n, m.detach())

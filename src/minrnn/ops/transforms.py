@@ -21,11 +21,11 @@ def watched(tensors: tuple) -> bool:
     return any(x is not None and type(x).__torch_dispatch__ is not memory for x in tensors)
 
 
-def refuse_legacy(door: str, *tensors: Tensor | None) -> None:
+def refuse_legacy(caller: str, *tensors: Tensor | None) -> None:
     """Raise NotImplementedError where one is batched as `torch.autograd.functional` does it, which hides its memory."""
     if any(x is not None and is_legacy_batchedtensor(x) for x in tensors):
         raise NotImplementedError(
-            f"{door}: is_grads_batched and vectorize=True map tensors in a way that PyTorch has given up; "
+            f"{caller}: is_grads_batched and vectorize=True map tensors in a way that PyTorch has given up; "
             "torch.func.jacrev and jacfwd, or torch.func.vmap over torch.func.vjp or jvp, do the same"
         )
 

@@ -1,1 +1,1 @@
-"""The evidence: every experiment of the paper behind one command, with a report that sets its numbers beside ours."""
+"""The paper's experiments, and a report that sets its numbers beside ours."""

@@ -15,18 +15,20 @@ from typing import Any, Literal, get_args
 from rich.console import Console
 
 import minrnn
+from minrnn._console import say
+from minrnn._files import locked, replace_files
 from minrnn.mixers import mixer_config
-from minrnn.models import BackboneConfig, locked, replace_files
+from minrnn.models import BackboneConfig
 
 Scale = Literal["smoke", "laptop", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
-Table = dict[str, Any]  # plain values, of JSON
+Settings = dict[str, Any]  # plain values, of JSON
 
 FORMAT = 1  # of a cell's file
 DONE = "\x04"  # what a worker process says at the end of a cell
 
 
-def whole(backbone: BackboneConfig) -> Table:
+def with_defaults(backbone: BackboneConfig) -> Settings:
     """A backbone as plain values, with the defaults of its mixer, too: a default that changes is another config."""
     return {**asdict(backbone), "mixer_options": asdict(mixer_config(backbone.mixer, backbone.mixer_options))}
 
@@ -47,7 +49,7 @@ class Cell:
     system: str
     column: str
     seed: int
-    config: dict[str, Any]
+    config: Settings
 
     @property
     def name(self) -> str:
@@ -76,7 +78,7 @@ class Results:
     def claim(self, name: str, console: Console) -> AbstractContextManager[None]:
         """The sole right to measure the cell of this name, or to write the report, waited for: it may be another
         process's, such as a worker whose parent was killed."""
-        return locked(self.root / "work" / f"{name}.lock", partial(console.print, highlight=False))
+        return locked(self.root / "work" / f"{name}.lock", partial(say, console))
 
     def has(self, cell: Cell) -> bool:
         """Whether a cell has been measured, and did not fail; raises as `read` does."""

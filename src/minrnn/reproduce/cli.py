@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from minrnn._console import say
 from minrnn.reproduce import report
 from minrnn.reproduce.cells import SCALES, Results
 from minrnn.reproduce.experiments import EXPERIMENTS, cells
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> int:
         failed = sum("error" in record for record in records)
     with results.claim("report", console):
         report.build(results, given.scale, cells(list(EXPERIMENTS), given.scale), out)
-    console.print(f"{out / 'report.html'} has the results", highlight=False, soft_wrap=True)
+    say(console, f"{out / 'report.html'} has the results")
     if failed:
-        console.print(f"{failed} cells failed: the report names them; the same command tries them again")
+        say(console, f"{failed} cells failed: the report names them; the same command tries them again")
     return 1 if failed else 0

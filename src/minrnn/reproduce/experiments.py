@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from minrnn.reproduce import acted, timed, trained
+from minrnn.reproduce import cells_rl, cells_timing, cells_training
 from minrnn.reproduce.cells import SCALES, Cell, Scale
 
 
@@ -148,7 +148,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "laptop": (_WIDTHS, _OTHER_MACHINE, _IN_TURNS, _GRADIENT, _UNEQUAL, _OWN_MAMBA),
             "paper": (_WIDTHS, _IN_TURNS, _GRADIENT, _UNEQUAL, _OWN_MAMBA),
         },
-        timed.speed,
+        cells_timing.speed,
     ),
     "inference": Experiment(
         "Time to read a context, and of one token after it",
@@ -166,7 +166,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             "paper": (_SIZES.format("3 layers of 384 channels"), *_CONTEXT, _OWN_MAMBA),
         },
-        timed.inference,
+        cells_timing.inference,
     ),
     "layers": Experiment(
         "Selective copying with one, two and three layers",
@@ -179,7 +179,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "laptop": (_SHORTER, _FASTER, _OURS, *_EITHER),
             "paper": (_RATES, "the text's learning rate beside it, with one seed", *_EITHER),
         },
-        trained.layers,
+        cells_training.layers,
         along="columns",
     ),
     "copying": Experiment(
@@ -200,7 +200,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             "paper": (_RATES, "one learning rate for all", *_ALL_TRAINED, *_EITHER),
         },
-        trained.copying,
+        cells_training.copying,
     ),
     "lm": Experiment(
         "Language modelling of Shakespeare's plays by characters",
@@ -216,7 +216,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             "paper": _LM,
         },
-        trained.lm,
+        cells_training.lm,
     ),
     "best": Experiment(
         "Shakespeare's plays beyond the paper: minGRU by other recipes",
@@ -232,7 +232,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             "paper": ("a short cosine of 600 steps", *_RECIPES),
         },
-        trained.best,
+        cells_training.best,
         "short cosine",
     ),
     "formal": Experiment(
@@ -251,7 +251,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             "paper": _FORMAL,
         },
-        trained.formal,
+        cells_training.formal,
     ),
     "listops": Experiment(
         "ListOps, with and without convolution and MLP",
@@ -269,7 +269,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             "paper": _LISTOPS,
         },
-        trained.listops,
+        cells_training.listops,
         along="columns",
     ),
     "rl": Experiment(
@@ -282,6 +282,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             "laptop": (
                 "our own data, of policies trained by PPO to about a third of D4RL's expert score (medium) and of "
                 "their snapshots on the way (medium-replay); no medium-expert, which would need an expert",
+                "these policies explored by noise, which the models do without: to be at least as good as the policy "
+                "behind the data is to be as good as its mean action, which has a row of its own",
                 "2,000 steps at 1e-3 with a cosine, width 128, for 100,000 at 1e-3 or 1e-4 and width 128 or 256; "
                 "2 seeds on Hopper and 1 elsewhere for 5; 10 episodes for 100; the highest return of the data is asked "
                 "for: what two cores can do in hours",
@@ -289,6 +291,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             ),
             "paper": _ACTING,
         },
-        acted.rl,
+        cells_rl.rl,
     ),
 }

@@ -1,11 +1,12 @@
 """The parts of the report's page, and what a folder has of a cell."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from minrnn.reproduce.cells import Cell, Results
+from minrnn.reproduce.published import Key
 
 State = Literal["done", "failed", "refused", "not finished", "missing"]
 STATES: tuple[State, ...] = get_args(State)
@@ -47,8 +48,8 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What an experiment's cells tell.
+class Findings:
+    """What an experiment's cells show.
 
     Args:
         measured: what the tables' numbers are.
@@ -67,7 +68,7 @@ class Told:
     gaps: list[str]
 
 
-def look(results: Results, cell: Cell) -> Found:
+def find(results: Results, cell: Cell) -> Found:
     """What the folder has of a cell."""
     try:
         record = results.read(cell)
@@ -78,22 +79,30 @@ def look(results: Results, cell: Cell) -> Found:
     return Found(cell, "failed", {}, record["error"]) if "error" in record else Found(cell, "done", record)
 
 
+def by_place(found: Iterable[Found]) -> dict[Key, list[Found]]:
+    """The seeds of each system in each column."""
+    places: dict[Key, list[Found]] = {}
+    for each in found:
+        places.setdefault((each.cell.system, each.cell.column), []).append(each)
+    return places
+
+
 def shown(value: float, deviation: float | None, digits: int) -> str:
     """A number, with its deviation if there is one."""
     return f"{value:,.{digits}f}" + ("" if deviation is None else f" ± {deviation:,.{digits}f}")
 
 
-def spread(values: Sequence[float]) -> float | None:
+def stdev(values: Sequence[float]) -> float | None:
     """The standard deviation of a sample; None of one value."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def without(found: Sequence[Found]) -> str:
+def placeholder(found: Sequence[Found]) -> str:
     """What stands in place of a number of which no seed has been measured: the first state that one is in."""
     return next(state for state in STATES if any(each.state == state for each in found))
 
 
-def counted(measured: int, found: Sequence[Found]) -> str:
+def seed_count(measured: int, found: Sequence[Found]) -> str:
     """How many of the seeds have been measured."""
     return str(measured) if measured == len(found) else f"{measured} of {len(found)}"
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import jinja2
 
-from minrnn.models import replace_files
-from minrnn.reproduce import figures, returns, scores, times
-from minrnn.reproduce.cells import Cell, Results
-from minrnn.reproduce.experiments import EXPERIMENTS, Experiment, Scale
-from minrnn.reproduce.page import STATES, Found, Told, look
+from minrnn._files import replace_files
+from minrnn.reproduce import figures, report_rl, report_timing, report_training
+from minrnn.reproduce.cells import Cell, Results, Scale
+from minrnn.reproduce.experiments import EXPERIMENTS, Experiment
+from minrnn.reproduce.page import STATES, Findings, Found, find
 from minrnn.reproduce.published import MISSING, NOTES, PUBLISHED, URL, Key, Number
 
 
@@ -27,7 +27,7 @@ class Section:
     command: str
     found: Sequence[Found]
     counts: Mapping[str, int]
-    told: Told
+    findings: Findings
     gaps: Sequence[str]
     changed: Sequence[str]
     known: Sequence[str]
@@ -50,9 +50,9 @@ def build(results: Results, scale: Scale, cells: Sequence[Cell], out: Path) -> N
     """
     sections = []
     for name, experiment in EXPERIMENTS.items():
-        if found := [look(results, cell) for cell in cells if cell.experiment == name]:
+        if found := [find(results, cell) for cell in cells if cell.experiment == name]:
             sections.append(_section(name, experiment, scale, found))
-    drawn = [figure for section in sections for figure in section.told.figures]
+    drawn = [figure for section in sections for figure in section.findings.figures]
     page = {"scale": scale, "sections": sections, "missing": MISSING, "url": URL, "states": STATES}
     (out / "figures").mkdir(parents=True, exist_ok=True)
     replace_files(
@@ -82,8 +82,8 @@ def markdown(value: object) -> str:
 
 def _section(name: str, experiment: Experiment, scale: Scale, found: Sequence[Found]) -> Section:
     done, published = [each for each in found if each.state == "done"], PUBLISHED.get(name, {})
-    tell = {"seconds": times.tell, "return": returns.tell}.get(experiment.metric, scores.tell)
-    told = tell(name, experiment, found, published)
+    of_metric = {"seconds": report_timing, "return": report_rl}.get(experiment.metric, report_training)
+    findings = of_metric.summarize(name, experiment, found, published)
     counts = Counter(each.state for each in found)
     of_users = any("files" in each.cell.config.get("data", ()) for each in found)
     return Section(
@@ -92,8 +92,8 @@ def _section(name: str, experiment: Experiment, scale: Scale, found: Sequence[Fo
         command=f"minrnn reproduce {name} --scale {scale}{' --data DIRECTORY' * of_users}",
         found=found,
         counts={state: counts[state] for state in STATES if counts[state]},
-        told=told,
-        gaps=[*(f"{each.cell.name} {each.state}: {each.note}" for each in found if each.note), *told.gaps],
+        findings=findings,
+        gaps=[*(f"{each.cell.name} {each.state}: {each.note}" for each in found if each.note), *findings.gaps],
         changed=experiment.changed[scale],
         known=[*_sure(published), *NOTES.get(name, ())],
         shared=_shared([each.cell.config for each in found]),
@@ -139,7 +139,7 @@ def _cost(seconds: Sequence[float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds in readable units."""
     if seconds < 60:
         return f"{seconds:.3g} s"
     minutes = round(seconds / 60)

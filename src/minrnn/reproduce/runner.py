@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 import torch
 from rich.console import Console
 
+from minrnn._console import say
 from minrnn.bench import facts
 from minrnn.reproduce.cells import DONE, Cell, Results
 
@@ -40,7 +41,7 @@ def run(
             ends it at once.
     """
     left = [cell for cell in cells if not results.has(cell)]
-    console.print(f"{len(cells)} cells, {len(cells) - len(left)} of them measured before", highlight=False)
+    say(console, f"{len(cells)} cells, {len(cells) - len(left)} of them measured before")
     # What measures time is measured alone.
     trained = [cell for cell in left if cell.config["measure"] in ("training", "acting")]
     _serve([cell for cell in left if cell not in trained], 1, results, data, console)
@@ -123,7 +124,7 @@ class _Server(threading.Thread):
             )  # fmt: skip
             if self.stopped:  # meanwhile
                 self.worker.terminate()
-        self._say(f"{cell.name}: begins")
+        say(self.console, f"{cell.name}: begins")
         asked, answers = cast(IO[str], self.worker.stdin), cast(IO[str], self.worker.stdout)
         try:
             asked.write(json.dumps(asdict(cell)) + "\n")
@@ -131,7 +132,7 @@ class _Server(threading.Thread):
             for line in answers:
                 if line.strip() == DONE:
                     break
-                self._say(f"{cell.name}: {line.rstrip()}")
+                say(self.console, f"{cell.name}: {line.rstrip()}")
             else:
                 raise BrokenPipeError
         except BrokenPipeError:
@@ -144,10 +145,7 @@ class _Server(threading.Thread):
         record = self.results.read(cell) or {}
         if not record.get("error", "ValueError").startswith("ValueError"):  # which is of what was asked for
             self._dismiss()  # what failed may have broken the process, as errors of a GPU do
-        self._say(f"{cell.name}: {outcome(record)} ({self.waiting.qsize()} are waiting)")
-
-    def _say(self, line: str) -> None:
-        self.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        say(self.console, f"{cell.name}: {outcome(record)} ({self.waiting.qsize()} are waiting)")
 
 
 def outcome(record: dict[str, Any]) -> str:

@@ -15,17 +15,18 @@ import torch
 from rich.console import Console
 
 from minrnn.bench import facts
-from minrnn.reproduce import acting, timing
+from minrnn.reproduce import measure_rl, measure_timing
 from minrnn.reproduce.cells import DONE, Cell, Results
-from minrnn.reproduce.training import train
+from minrnn.reproduce.measure_training import train
 from minrnn.train.module import Interrupted
 
 MEASURES: dict[str, Callable[[Cell, Path, str | None, Console], dict[str, Any]]] = {
     "training": train,
-    "acting": acting.act,
-    "speed": lambda cell, work, data, console: timing.speed(cell, console),
-    "inference": lambda cell, work, data, console: timing.inference(cell, console),
-    "latency": lambda cell, work, data, console: acting.latency_of_all(cell, console),
+    "acting": measure_rl.act,
+    "speed": lambda cell, work, data, console: measure_timing.speed(cell, console),
+    "inference": lambda cell, work, data, console: measure_timing.inference(cell, console),
+    "behaviour": lambda cell, work, data, console: measure_rl.behave(cell, work, console),
+    "latency": lambda cell, work, data, console: measure_rl.latency_of_all(cell, console),
 }
 
 

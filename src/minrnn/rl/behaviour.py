@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minrnn.models import replace_files
+from minrnn._files import replace_files
 
 GRID = 4096  # actions are multiples of 1 / GRID
 LARGEST = 1 << 20  # bytes of a snapshot
@@ -91,6 +91,25 @@ class Behaviour:
         if len(content) > LARGEST:
             raise ValueError(f"Behaviour: a snapshot must have at most {LARGEST} bytes, got {len(content)}")
         replace_files({path: content})
+
+
+class MeanAction:
+    """A behaviour policy without its noise, as `evaluate` lets policies act.
+
+    Args:
+        behaviour: whose mean actions are taken.
+    """
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.behaviour = behaviour
+        self.observation_size, self.action_size = len(behaviour.mean), len(behaviour.log_std)
+
+    def reset(self, mask: np.ndarray | None = None) -> None:
+        """Nothing: it remembers nothing."""
+
+    def act(self, observation: np.ndarray, previous_reward: np.ndarray | None = None) -> np.ndarray:
+        """(N, A) for observations (N, O)."""
+        return np.stack([self.behaviour.mean_action(each) for each in observation])
 
 
 def load_behaviour(path: Path) -> Behaviour:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from minrnn.models import locked
+from minrnn._console import say
+from minrnn._files import locked
 from minrnn.rl import digests, ppo
 from minrnn.rl.behaviour import Behaviour, Digest
 from minrnn.rl.environments import check_limit, check_spaces, make_env
@@ -100,20 +101,19 @@ def collect(
     """
     out = (out or minari_root() / config.name).absolute()  # Minari wants it so
     folder = behaviours / config.env if behaviours else _default_folder(config.env)
-    say = partial(console.print, highlight=False, soft_wrap=True)
-    if existing := _existing(config, folder, out, say):
+    if existing := _existing(config, folder, out, console):
         return existing
     with make_env(config.env) as env:
         check_limit(env, config.env)
         if not env.action_space.is_bounded():
             raise ValueError(f"collect: env must have bounded actions, got {config.env} with {env.action_space}")
-        found = _snapshots(config, folder, console, say)
+        found = _snapshots(config, folder, console)
         _check_policies(found, env, config.env)
     chosen = _choose(config, found)
     policies = [{"file": path.name, "sha256": ppo.sha256(path)} for path, _ in chosen]
     settings: dict[str, Any] = {**asdict(config), "behaviours": policies}
-    with _lock(out, say):
-        if existing := _existing(config, folder, out, say):  # by another process, for which this one has waited
+    with _lock(out, console):
+        if existing := _existing(config, folder, out, console):  # by another process, for which this one has waited
             return existing
         share = -(-settings["steps"] // len(chosen))
         parts = [Part(path, policy.facts["steps"], share, 1) for path, policy in chosen]
@@ -130,11 +130,11 @@ def collect(
         record = _record(settings, files, random)
         record["digest"] = digests.compare(record, folder)
         if not record["digest"] and (behaviours is not None or folder.parent != SHIPPED):
-            with _lock(folder, say):
+            with _lock(folder, console):
                 record["digest"] = digests.note(record, folder)
         _write(config, record, files, out, env.observation_space, env.action_space)
         _clear(out)
-        say(describe(record, out))
+        say(console, describe(record, out))
         return record
 
 
@@ -181,6 +181,18 @@ def references(dataset: str | os.PathLike[str]) -> dict[str, float]:
     return {"random": record["random"]["mean"], "behaviour": record["behaviours"][-1]["mean"]} if record else {}
 
 
+def last_behaviour(env_id: str) -> Behaviour:
+    """The policy behind the medium data of an environment, which is the last of those behind medium-replay.
+
+    Raises:
+        ValueError: there is none, or it is torn.
+    """
+    folder = _default_folder(env_id)
+    if not (found := ppo.snapshots(folder)):
+        raise ValueError(f"behaviours: {folder} must have a policy, got none: minrnn rl collect trains it")
+    return found[-1][1]
+
+
 def minari_root() -> Path:
     """Where Minari keeps datasets by name."""
     given = os.environ.get("MINARI_DATASETS_PATH")
@@ -198,7 +210,7 @@ def describe(record: dict[str, Any], out: Path) -> str:
     return f"{out}: {made['episodes']:,} episodes, {made['steps']:,} steps, {returns}\n{digest}"
 
 
-def _existing(config: CollectConfig, folder: Path, out: Path, say: Callable[[str], object]) -> dict[str, Any]:
+def _existing(config: CollectConfig, folder: Path, out: Path, console: Console) -> dict[str, Any]:
     """The provenance of what is in `out` already, which must be what is wanted; empty where nothing is.
 
     Its digest is compared anew, and what a process that was killed has left beside it is removed.
@@ -209,7 +221,7 @@ def _existing(config: CollectConfig, folder: Path, out: Path, say: Callable[[str
         _check_same(existing, config, ppo.snapshots(folder), out)
         existing["digest"] = digests.compare(existing, folder)
         _clear(out)
-        say(describe(existing, out))
+        say(console, describe(existing, out))
     elif not out.is_dir() or any(out.iterdir()):
         raise ValueError(f"collect: out must be a new directory, got {out}, where something else is")
     return existing
@@ -238,16 +250,14 @@ def _default_folder(env_id: str) -> Path:
     return shipped if (shipped / ppo.INDEX).is_file() else Path("behaviours") / env_id
 
 
-def _snapshots(
-    config: CollectConfig, folder: Path, console: Console, say: Callable[[str], object]
-) -> list[tuple[Path, Behaviour]]:
+def _snapshots(config: CollectConfig, folder: Path, console: Console) -> list[tuple[Path, Behaviour]]:
     """The policies in `folder`, trained first if there are none."""
     if found := ppo.snapshots(folder):
         return found
     target, name = ppo.wanted_return(config.env), family(config.env)
     assert name, "there is a return for it"
-    say(f"no behaviour policies in {folder}: training them")
-    with _lock(folder, say):
+    say(console, f"no behaviour policies in {folder}: training them")
+    with _lock(folder, console):
         if found := ppo.snapshots(folder):  # by another process, for which this one has waited
             return found
         with Bar(console, f"training {config.env}", target) as bar:
@@ -265,9 +275,9 @@ def _snapshots(
     return ppo.snapshots(folder)
 
 
-def _lock(folder: Path, say: Callable[[str], object]) -> AbstractContextManager[None]:
+def _lock(folder: Path, console: Console) -> AbstractContextManager[None]:
     """A folder for this process alone."""
-    return locked(folder.with_name(f".{folder.name}.lock"), say)
+    return locked(folder.with_name(f".{folder.name}.lock"), partial(say, console))
 
 
 def _check_policies(found: Sequence[tuple[Path, Behaviour]], env: Any, env_id: str) -> None:

@@ -3,8 +3,7 @@
 B batch, T time in steps of the environment, O size of an observation, A of an action, D model width.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -13,8 +12,7 @@ from torch import Tensor, nn
 
 from minrnn._shapes import check_reset, check_shape, check_tensor, shape_error
 from minrnn.mixers.contract import check_types
-from minrnn.models import Backbone, BackboneConfig, SequenceModel
-from minrnn.models.config import check_fields
+from minrnn.models import Backbone, BackboneConfig, ModelConfig, SequenceModel
 
 Layout = Literal["interleaved", "concatenated"]
 
@@ -52,7 +50,7 @@ class Scales(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DecisionConfig:
+class DecisionConfig(ModelConfig):
     """A backbone between a trajectory and actions.
 
     Args:
@@ -83,17 +81,6 @@ class DecisionConfig:
         if not 0 < self.return_scale < float("inf"):
             raise ValueError(f"DecisionConfig: return_scale must be above 0 and finite, got {self.return_scale}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "DecisionConfig":
-        """The config whose `to_dict` gave `values`; ValueError or TypeError where none could have."""
-        check_fields(cls, values)
-        check_fields(BackboneConfig, values["backbone"])
-        return cls(**{**values, "backbone": BackboneConfig(**values["backbone"])})
-
 
 class DecisionModel(SequenceModel):
     """a_t = middle + reach ⊙ tanh(W y_t + b), y from a backbone that reads R_t, s_t and a_t-1 of all steps up to t.
@@ -119,6 +106,7 @@ class DecisionModel(SequenceModel):
     "Decision Mamba" (2024), section 3.
     """
 
+    config_class = DecisionConfig
     mean: Tensor
     std: Tensor
     middle: Tensor
@@ -186,18 +174,18 @@ class DecisionModel(SequenceModel):
         return self.middle + self.reach * torch.tanh(self.head(hidden[:, every])), state
 
     def _check(self, trajectory: Trajectory, reset: Tensor | None) -> None:
-        door, sizes, times = "DecisionModel", self.config, trajectory.timesteps
+        caller, sizes, times = "DecisionModel", self.config, trajectory.timesteps
         for name, values in zip(Trajectory._fields, trajectory, strict=True):
-            check_tensor(door, name, values)
+            check_tensor(caller, name, values)
         if times.dim() != 2:
-            raise shape_error(door, "timesteps", "(B, T)", "two dimensions", tuple(times.shape))
+            raise shape_error(caller, "timesteps", "(B, T)", "two dimensions", tuple(times.shape))
         if times.dtype != torch.int64:
-            raise TypeError(f"{door}: timesteps must be int64, got {times.dtype}")
+            raise TypeError(f"{caller}: timesteps must be int64, got {times.dtype}")
         shape = tuple(times.shape)
-        check_shape(door, "returns_to_go", trajectory.returns_to_go, "(B, T)", shape)
-        check_shape(door, "observations", trajectory.observations, "(B, T, O)", (*shape, sizes.observation_size))
-        check_shape(door, "previous_actions", trajectory.previous_actions, "(B, T, A)", (*shape, sizes.action_size))
-        check_reset(door, reset, *shape)
+        check_shape(caller, "returns_to_go", trajectory.returns_to_go, "(B, T)", shape)
+        check_shape(caller, "observations", trajectory.observations, "(B, T, O)", (*shape, sizes.observation_size))
+        check_shape(caller, "previous_actions", trajectory.previous_actions, "(B, T, A)", (*shape, sizes.action_size))
+        check_reset(caller, reset, times)
 
     def _embed(self, trajectory: Trajectory) -> list[Tensor]:
         """Previous actions, returns and observations, (B, T, D) each."""

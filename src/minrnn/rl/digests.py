@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minrnn.models import replace_files
+from minrnn._files import replace_files
 
 FILE = "digests.json"
 

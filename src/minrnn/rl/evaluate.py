@@ -14,7 +14,8 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from minrnn.models import replace_files
+from minrnn._files import replace_files
+from minrnn.rl.behaviour import MeanAction
 from minrnn.rl.decision import DecisionModel
 from minrnn.rl.environments import check_limit, check_spaces, make_env
 from minrnn.rl.policy import Mode, Policy
@@ -25,7 +26,7 @@ EARLY, LATE, WARM_UP = 100, 900, 50  # steps of an episode of 1,000 that are tim
 
 
 def evaluate(
-    policy: Policy, env_id: str, *, episodes: int = 10, seed: int = 0, most: int = MOST
+    policy: Policy | MeanAction, env_id: str, *, episodes: int = 10, seed: int = 0, most: int = MOST
 ) -> tuple[np.ndarray, np.ndarray]:
     """Let a policy act in a vector of environments, deterministically.
 
@@ -56,10 +57,10 @@ def evaluate(
     seeds: list[int | None] = [int(each) for each in np.random.SeedSequence(seed).generate_state(episodes)]
     playing = np.arange(min(episodes, most))  # which episode each environment plays; `episodes` for none that counts
     returns, lengths = np.zeros(episodes + 1), np.zeros(episodes + 1, np.int64)
-    model, begun = policy.model.config, len(playing)
+    begun = len(playing)
     first = make_env(env_id)
     try:
-        check_spaces(first, env_id, model.observation_size, model.action_size)
+        check_spaces(first, env_id, policy.observation_size, policy.action_size)
         check_limit(first, env_id)
     except ValueError:
         first.close()

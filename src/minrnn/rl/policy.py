@@ -14,9 +14,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
+from minrnn._files import replace_files
 from minrnn.mixers.contract import check_types
-from minrnn.models import load_model, replace_files, save
-from minrnn.rl.decision import DecisionConfig, DecisionModel, Trajectory
+from minrnn.models import load_model, save
+from minrnn.rl.decision import DecisionModel, Trajectory
 
 FILE = "policy.json"
 Mode = Literal["window", "stream"]
@@ -119,7 +120,7 @@ class Policy:
         Raises:
             ValueError: there is none, or its files are torn.
         """
-        model = load_model(run, DecisionConfig, DecisionModel)
+        model = load_model(run, DecisionModel)
         path = Path(run, FILE)
         try:
             facts = PolicyFacts(**json.loads(path.read_bytes()))
@@ -145,6 +146,16 @@ class Policy:
         facts = replace(self.facts, targets=[own, *(each for each in self.facts.targets if each != own)])
         save(self.model, run)
         replace_files({Path(run, FILE): facts.to_json().encode()})
+
+    @property
+    def observation_size(self) -> int:
+        """O."""
+        return self.model.config.observation_size
+
+    @property
+    def action_size(self) -> int:
+        """A."""
+        return self.model.config.action_size
 
     @property
     def constant_state(self) -> bool:
@@ -198,9 +209,10 @@ class Policy:
         if self.model.training:
             raise ValueError("Policy: model must be in eval mode, got one in training mode; call model.eval()")
         observation = np.asarray(observation)
-        size = self.model.config.observation_size
-        if observation.ndim not in (1, 2) or observation.shape[-1] != size or not len(observation):
-            raise ValueError(f"Policy: observation must be (N, O) or (O,) with O = {size}, got {observation.shape}")
+        if observation.ndim not in (1, 2) or observation.shape[-1] != self.observation_size or not len(observation):
+            raise ValueError(
+                f"Policy: observation must be (N, O) or (O,) with O = {self.observation_size}, got {observation.shape}"
+            )
         single = observation.ndim == 1
         rows = observation[None] if single else observation
         if not (finite := _finite(rows)).all():

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from minrnn.models import replace_files
+from minrnn._files import replace_files
 from minrnn.rl.behaviour import Behaviour, load_behaviour, roll
 from minrnn.rl.environments import make_env
 from minrnn.rl.scores import reference

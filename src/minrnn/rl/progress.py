@@ -5,6 +5,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from minrnn._console import say
+
 
 class Bar:
     """Progress of one thing, used as a context.
@@ -42,4 +44,4 @@ class Bar:
         now = time.monotonic()
         if not self.console.is_terminal and now - self._told >= self.every_seconds:
             self._told = now
-            self.console.print(f"{self.title}: {status}", highlight=False, soft_wrap=True)
+            say(self.console, f"{self.title}: {status}")

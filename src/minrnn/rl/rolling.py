@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from minrnn.models import replace_files
+from minrnn._files import replace_files
 from minrnn.rl.behaviour import Rolled, load_behaviour, roll
 from minrnn.rl.environments import make_env
 

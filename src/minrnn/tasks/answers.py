@@ -33,20 +33,16 @@ class AnswerTask(ABC):
     """Made questions, with the loss that trains on them and the accuracy of the answers.
 
     Args:
+        vocabulary: how many different tokens and answers there are; both are counted from 0.
         batch_size: questions in a batch.
         examination: batches in the evaluation set.
     """
 
-    def __init__(self, batch_size: int, examination: int) -> None:
+    def __init__(self, vocabulary: int, batch_size: int, examination: int) -> None:
         for name, got in (("batch_size", batch_size), ("examination", examination)):
             if got < 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be at least 1, got {got}")
-        self.batch_size, self.examination = batch_size, examination
-
-    @property
-    @abstractmethod
-    def vocabulary(self) -> int:
-        """How many different tokens and answers there are; both are counted from 0."""
+        self.vocabulary, self.batch_size, self.examination = vocabulary, batch_size, examination
 
     @abstractmethod
     def make(self, rng: np.random.Generator, *, held_out: bool) -> Questions:

@@ -43,25 +43,20 @@ class SelectiveCopying(AnswerTask):
         convention: Convention = "minrnn",
         examination: int = 20,
     ) -> None:
-        super().__init__(batch_size, examination)
+        super().__init__(vocabulary, batch_size, examination)
         if convention not in get_args(Convention):
             raise ValueError(f"SelectiveCopying: convention must be one of {get_args(Convention)}, got {convention!r}")
         if not 1 <= tokens <= length:
             raise ValueError(f"SelectiveCopying: tokens must be between 1 and length = {length}, got {tokens}")
         if vocabulary < 3:
             raise ValueError(f"SelectiveCopying: vocabulary must be at least 3, got {vocabulary}")
-        self.tokens, self.convention, self.size = tokens, convention, vocabulary
+        self.tokens, self.convention = tokens, convention
         self.places = length + (tokens if convention == "s4" else 0)
-
-    @property
-    def vocabulary(self) -> int:
-        """V."""
-        return self.size
 
     def make(self, rng: np.random.Generator, *, held_out: bool) -> Questions:
         """(B, L + K) or (B, L + 2K) tokens; what is held out is drawn as what is trained on."""
-        blank, cue = (self.size - 1, 0) if self.convention == "minrnn" else (0, self.size - 1)
-        data = rng.integers(1, self.size - 1, (self.batch_size, self.tokens))
+        blank, cue = (self.vocabulary - 1, 0) if self.convention == "minrnn" else (0, self.vocabulary - 1)
+        data = rng.integers(1, self.vocabulary - 1, (self.batch_size, self.tokens))
         drawn = rng.random((self.batch_size, self.places), dtype=np.float32)
         # Multiples of 2^-24, so that two may be equal: then the earlier counts as less, whatever the processor does.
         drawn = drawn + np.arange(self.places) * 2.0**-52

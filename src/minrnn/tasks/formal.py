@@ -107,18 +107,14 @@ class FormalLanguage(AnswerTask):
         examined: tuple[int, int] = EXAMINED,
         examination: int = 20,
     ) -> None:
-        super().__init__(batch_size, examination)
         if language not in LANGUAGES:
             raise ValueError(f"FormalLanguage: language must be one of {', '.join(LANGUAGES)}, got {language!r}")
+        self.language = LANGUAGES[language]
+        super().__init__(max(self.language.symbols + 1, self.language.answers), batch_size, examination)
         for name, (shortest, longest) in (("trained", trained), ("examined", examined)):
             if not 1 <= shortest <= longest:
                 raise ValueError(f"FormalLanguage: {name} must be (shortest, longest) >= 1, got {shortest, longest}")
-        self.language, self.trained, self.examined = LANGUAGES[language], trained, examined
-
-    @property
-    def vocabulary(self) -> int:
-        """Symbols and the empty token, or answers, whichever are more."""
-        return max(self.language.symbols + 1, self.language.answers)
+        self.trained, self.examined = trained, examined
 
     def make(self, rng: np.random.Generator, *, held_out: bool) -> Questions:
         """Words of one random length, what follows them, and their answers."""

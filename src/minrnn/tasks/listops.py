@@ -54,7 +54,7 @@ class ListOps(AnswerTask):
         arguments: int = 10,
         examination: int = 20,
     ) -> None:
-        super().__init__(batch_size, examination)
+        super().__init__(PAD + 1, batch_size, examination)
         for name, least, got in (("depth", 2, depth), ("arguments", 2, arguments), ("shortest", 4, shortest)):
             if got < least:
                 raise ValueError(f"ListOps: {name} must be at least {least}, got {got}")
@@ -62,11 +62,6 @@ class ListOps(AnswerTask):
             raise ValueError(f"ListOps: length must be at least shortest + arguments, got {length}")
         self.length, self.shortest, self.depth, self.arguments = length, shortest, depth, arguments
         self._question(np.random.default_rng(0))  # or there are none
-
-    @property
-    def vocabulary(self) -> int:
-        """Digits, opening brackets with their operations, the closing bracket, and padding."""
-        return PAD + 1
 
     def make(self, rng: np.random.Generator, *, held_out: bool) -> Questions:
         """Questions of random lengths, padded on the right to the longest of the batch."""

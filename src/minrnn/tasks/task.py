@@ -22,5 +22,5 @@ class Task(Protocol):
         ...
 
     def evaluate(self, model: Any, *, device: torch.device | str = "cpu") -> dict[str, float]:
-        """Metrics on what is held out: the loss as `held_out`, and whatever else people want to know."""
+        """Metrics on what is held out: the loss as `held_out`, and any others."""
         ...

@@ -27,13 +27,13 @@ class TrainConfig:
         lr: highest learning rate
         warmup: steps in which the learning rate rises to it
         decay: of the learning rate after that: cosine or constant
-        beta2: how slowly AdamW's second moment moves
+        beta2: AdamW's decay rate of the second moment
         weight_decay: AdamW's decay of the matrices (nothing else decays)
-        clip: highest norm of the gradient
+        clip: gradients are clipped to this norm
         eval_every: steps between two measurements of the held-out loss
         save_every: steps between two checkpoints
         patience: end after so many steps in which the held-out loss found no new minimum; 0 for never
-        keep: the model of the last step, or the best by its held-out loss
+        keep: which model is saved: that of the last step, or the best, by held-out loss
         seed: of the weights, the batches and dropout
         precision: of weights, and of arithmetic where they differ; without bfloat16 kernels for the processor, float32
         devices: processes that share a batch, one device each

@@ -1,4 +1,4 @@
-"""What a run directory holds, written so that a crash, a full disk or an impostor costs nothing.
+"""What a run directory holds, written written so that neither a crash, a full disk nor an untrusted file does harm.
 
 train.json         the whole configuration, with the data's checksum     config.json        the model's
 tokenizer.json     of a text: to tokens and back                         model.safetensors  its weights
@@ -15,10 +15,18 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from minrnn.models import replace_files
+from minrnn._files import replace_files
 
 CHECKPOINT = "checkpoint.pt"
-_KEYS = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "pytorch-lightning_version"}
+# Of a checkpoint. What is missing or empty Lightning would pass by in silence, to begin anew there.
+_PARTS = {
+    "state_dict": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "loops": dict,
+    "callbacks": dict,
+    "pytorch-lightning_version": str,
+}
 
 
 class CheckpointFile(TorchCheckpointIO):
@@ -35,10 +43,13 @@ class CheckpointFile(TorchCheckpointIO):
         except Exception as error:  # torn zip files, torn pickles and refused code come in many classes
             reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
             raise ValueError(f"checkpoint: {path} is torn, or not a checkpoint of minrnn: {reason}") from None
-        if not (isinstance(checkpoint, dict) and checkpoint.keys() >= _KEYS):
-            raise ValueError(f"checkpoint: {path} is torn, or not a checkpoint of minrnn: it has no {sorted(_KEYS)}")
-        weights = checkpoint["state_dict"]
-        if not (isinstance(weights, dict) and all(isinstance(each, torch.Tensor) for each in weights.values())):
+        parts = checkpoint if isinstance(checkpoint, dict) else {}
+        for name, kind in _PARTS.items():
+            if not (isinstance(parts.get(name), kind) and parts[name]):
+                raise ValueError(f"checkpoint: {path} is torn, or not a checkpoint of minrnn: its {name} is missing")
+        if not parts["callbacks"].get("Journal"):
+            raise ValueError(f"checkpoint: {path} is torn, or not a checkpoint of minrnn: its Journal is missing")
+        if not all(isinstance(each, torch.Tensor) for each in parts["state_dict"].values()):
             raise ValueError(f"checkpoint: {path} is torn, or not a checkpoint of minrnn: its weights are no tensors")
         return checkpoint
 

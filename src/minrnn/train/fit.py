@@ -9,10 +9,11 @@ import lightning.pytorch as L
 import torch
 from rich.console import Console
 
+from minrnn._console import say
 from minrnn.models import SequenceModel
 from minrnn.tasks import Task
 from minrnn.train.config import Precision, TrainConfig
-from minrnn.train.files import CheckpointFile, Metrics
+from minrnn.train.files import CheckpointFile
 from minrnn.train.module import Journal, Training
 from minrnn.train.progress import Bar
 
@@ -38,7 +39,7 @@ def fit(model: SequenceModel, task: Task, config: TrainConfig, run: Path, consol
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    journal = Journal(run, Metrics(run / "metrics.jsonl"), console, _precision(config, console))
+    journal = Journal(run, console, _precision(config, console))
     checkpoint = journal.checkpoint if journal.checkpoint.exists() else None
     try:
         with closing(journal), closing(Bar(console, journal)) as bar, warnings.catch_warnings():
@@ -83,5 +84,5 @@ def _precision(config: TrainConfig, console: Console) -> Precision:
         return config.precision
     if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return config.precision
-    console.print("precision: 32-true, for torch has no bfloat16 kernels for this processor", highlight=False)
+    say(console, "precision: 32-true, for torch has no bfloat16 kernels for this processor")
     return "32-true"

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 import torch
 from rich.console import Console
 
+from minrnn._console import say
 from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, SequenceModel, generate, load, load_model
 from minrnn.rl.collect import named_env, references
-from minrnn.rl.decision import DecisionConfig, DecisionModel
+from minrnn.rl.decision import DecisionModel
 from minrnn.rl.environments import check_fits
 from minrnn.rl.policy import FILE, PolicyFacts
 from minrnn.rl.scores import family
@@ -21,7 +22,6 @@ from minrnn.tasks import Task, TextConfig, TextTask
 from minrnn.tasks.corpus import locate
 from minrnn.tasks.text import score
 from minrnn.tasks.vocabulary import decode_stream, load_tokenizer
-from minrnn.train.progress import say
 
 
 class Job(Protocol):
@@ -149,7 +149,7 @@ class OfflineJob:
         return self.task.make_model(backbone)
 
     def load(self, run: Path) -> DecisionModel:
-        return load_model(run, DecisionConfig, DecisionModel)
+        return load_model(run, DecisionModel)
 
     def files(self) -> dict[str, str]:
         return {FILE: self.facts.to_json()}

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from minrnn._console import say
 from minrnn.models import SequenceModel, parameter_groups, save
 from minrnn.tasks import Task
 from minrnn.tasks.answers import AnswerTask
@@ -31,6 +32,7 @@ from minrnn.train.files import CHECKPOINT, Metrics
 AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 
+LOG_EVERY = 10  # steps between two lines of the training loss
 _KEPT = ("seconds", "held_out", "best", "best_step")  # of the Journal, in a checkpoint
 
 
@@ -110,15 +112,14 @@ class Journal(L.Callback):
     `on_train_start` to `close` signals are its own.
     """
 
-    def __init__(
-        self, run: Path, metrics: Metrics, console: Console, precision: Precision, log_every: int = 10
-    ) -> None:
-        self.run, self.metrics, self.console, self.log_every = run, metrics, console, log_every
+    def __init__(self, run: Path, console: Console, precision: Precision) -> None:
+        self.run, self.console, self.metrics = run, console, Metrics(run / "metrics.jsonl")
         self.precision: Precision = precision  # that is used
         self.seconds = 0.0  # of all sessions of this run
         self.loss = math.nan  # the latest
         self.held_out: float | None = None  # the latest
         self.best, self.best_step = math.inf, 0  # the lowest held-out loss, and after which step it was seen
+        self._resumed = 0  # after which step the checkpoint was made
         self.began = False  # whether training has; before, a checkpoint may be at fault for what fails
         self._asked_to_stop: int | None = None
         # Read now: when training starts, Lightning has put its own in their place. Other threads cannot set any.
@@ -129,7 +130,12 @@ class Journal(L.Callback):
     def checkpoint(self) -> Path:
         return self.run / CHECKPOINT
 
+    def on_load_checkpoint(self, trainer: L.Trainer, module: Training, checkpoint: dict[str, Any]) -> None:
+        self._resumed = checkpoint["global_step"]
+
     def on_train_start(self, trainer: L.Trainer, module: Training) -> None:
+        if trainer.global_step != self._resumed:  # Lightning passes by in silence what is not in its loops
+            raise LookupError(f"its loops are not at step {self._resumed}")
         self.began, self._started = True, time.monotonic() - self.seconds
         trainer.should_stop = self._at_end(trainer.global_step, module.config)  # a run that is resumed at its end
         if trainer.is_global_zero:
@@ -146,12 +152,12 @@ class Journal(L.Callback):
         own = torch.stack([outputs["loss"], outputs["loss"].new_tensor(self._asked_to_stop is not None)])
         self.loss, asked_to_stop = trainer.strategy.reduce(own, reduce_op="mean").tolist()
         self._check_finite(module, step, "loss", self.loss)
-        examined = step % config.eval_every == 0 or step == config.steps
-        if trainer.is_global_zero and (examined or step % self.log_every == 0):
+        due = step % config.eval_every == 0 or step == config.steps
+        if trainer.is_global_zero and (due or step % LOG_EVERY == 0):
             rate = config.lr * config.schedule(step - 1)
             self.metrics.append(step, loss=self.loss, lr=rate, seconds=round(self.seconds, 3))
-        if examined:
-            self._examine(trainer, module, step)
+        if due:
+            self._evaluate(trainer, module, step)
         last = trainer.should_stop = self._at_end(step, config)
         if step % config.save_every == 0 or last or asked_to_stop:
             weights = sum(parameter.detach().cpu().double().sum().item() for parameter in module.model.parameters())
@@ -162,7 +168,7 @@ class Journal(L.Callback):
         if asked_to_stop and not last:
             raise Interrupted(self._asked_to_stop or signal.SIGTERM, step)
 
-    def _examine(self, trainer: L.Trainer, module: Training, step: int) -> None:
+    def _evaluate(self, trainer: L.Trainer, module: Training, step: int) -> None:
         module.eval()
         metrics = module.task.evaluate(module.model, device=module.device)
         module.train()
@@ -176,8 +182,8 @@ class Journal(L.Callback):
                 save(module.model, self.run)
 
     def _at_end(self, step: int, config: TrainConfig) -> bool:
-        examined = step % config.eval_every == 0
-        return step == config.steps or (examined and 0 < config.patience <= step - self.best_step)
+        due = step % config.eval_every == 0
+        return step == config.steps or (due and 0 < config.patience <= step - self.best_step)
 
     def state_dict(self) -> dict[str, float]:
         return {name: getattr(self, name) for name in _KEPT}
@@ -195,7 +201,7 @@ class Journal(L.Callback):
         self._asked_to_stop = signum
         signal.signal(signum, AT_ONCE[signum])
         with contextlib.suppress(RuntimeError):  # the signal came in the middle of another write
-            self.console.print("stopping after this step; the same signal once more stops at once", highlight=False)
+            say(self.console, "stopping after this step; the same signal once more stops at once")
 
     def _check_finite(self, module: Training, step: int, name: str, value: float) -> None:
         if math.isfinite(value):

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch.utils._pytree import tree_leaves
 
+from minrnn._console import say
 from minrnn.train.module import Journal
 
 
@@ -18,17 +19,12 @@ def make_console() -> Console:
     return Console(quiet=rank_zero_only.rank > 0)
 
 
-def say(console: Console, line: str) -> None:
-    """Show a line as it is."""
-    console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-
 class Bar(L.Callback):
     """Step, loss, held-out loss, positions of sequences per second and time left. Called after the `Journal`."""
 
-    def __init__(self, console: Console, journal: Journal, every_seconds: float = 15.0) -> None:
+    def __init__(self, console: Console, journal: Journal) -> None:
         self.console, self.journal = console, journal
-        self.every_seconds = 0.5 if console.is_terminal else every_seconds
+        self.every_seconds = 0.5 if console.is_terminal else 15.0
         columns = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}")]
         self.bar = Progress(*columns, console=console, refresh_per_second=4, disable=not console.is_terminal)
 
@@ -54,7 +50,7 @@ class Bar(L.Callback):
         if self.console.is_terminal:
             self.bar.update(self._line, completed=step, status=status)
         else:
-            self.console.print(f"step {step}/{trainer.max_steps} · {status}", highlight=False, soft_wrap=True)
+            say(self.console, f"step {step}/{trainer.max_steps} · {status}")
 
     def close(self) -> None:
         """Give the terminal its cursor back. (Lightning calls no `teardown` after an exception.)"""

@@ -10,14 +10,16 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from minrnn.models import SequenceModel, replace_files, save
+from minrnn._console import say
+from minrnn._files import replace_files
+from minrnn.models import SequenceModel, save
 from minrnn.train.config import RunConfig, TrainConfig
 from minrnn.train.curve import draw_curve
 from minrnn.train.files import CHECKPOINT
 from minrnn.train.fit import fit
 from minrnn.train.jobs import JOBS, Job
 from minrnn.train.module import Journal
-from minrnn.train.progress import make_console, say
+from minrnn.train.progress import make_console
 
 
 def train(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from minrnn.reproduce import figures
 from minrnn.reproduce.experiments import Experiment
-from minrnn.reproduce.page import Figure, Found, Table, Told
+from minrnn.reproduce.page import Figure, Findings, Found, Table
 from minrnn.reproduce.published import Key, Number
 
 Point = Mapping[str, Any]
@@ -73,8 +73,8 @@ class Setting:
     lines: dict[Quantity, Lines] = field(default_factory=dict)
 
 
-def tell(name: str, experiment: Experiment, found: Sequence[Found], published: Mapping[Key, Number]) -> Told:
-    """What the cells of an experiment with points tell."""
+def summarize(name: str, experiment: Experiment, found: Sequence[Found], published: Mapping[Key, Number]) -> Findings:
+    """What the cells of an experiment with points show."""
     settings: dict[str, Setting] = {}
     quantities = QUANTITIES[found[0].cell.config["measure"]]
     reasons: dict[str, list[int]] = {}
@@ -92,13 +92,14 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
                     lines.setdefault(line, {})[point["length"]] = value
         for system, reason in record.get("left_out", {}).items():
             reasons.setdefault(f"{system}: {reason}", []).append(each.cell.config["length"])
-    each = list(settings.items())
-    return Told(
+    return Findings(
         measured="Medians (and quartiles) of rounds in which all systems take turns; speed-ups: of ratios in a round",
         sentences=[sentence for quantity in quantities for sentence in _sentence(quantity, settings)],
         tables=list(_compared(settings, published)),
-        more=[_table(title, *lines) for title, setting in each for lines in setting.lines.items() if lines[1]],
-        figures=[_draw(f"{name}-{i}", title, setting, published) for i, (title, setting) in enumerate(each)],
+        more=[
+            _table(title, *lines) for title, setting in settings.items() for lines in setting.lines.items() if lines[1]
+        ],
+        figures=[_draw(f"{name}-{i}", *each, published) for i, each in enumerate(settings.items())],
         gaps=[
             f"{reason} (at length {', '.join(f'{length:,}' for length in sorted(set(lengths)))})."
             for reason, lengths in reasons.items()

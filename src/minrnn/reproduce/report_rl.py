@@ -4,8 +4,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minrnn.reproduce.cells_rl import BEHAVIOUR
 from minrnn.reproduce.experiments import Experiment
-from minrnn.reproduce.page import Found, Table, Told, counted, shown, spread, without
+from minrnn.reproduce.page import Findings, Found, Table, by_place, placeholder, seed_count, shown, stdev
 from minrnn.reproduce.published import Key, Number
 
 _MEASURED = (
@@ -20,20 +21,17 @@ _TIMES = ("system", "window", "streaming", "window, compiled", "streaming, compi
 _GROWTH = ("system", "window, late / early", "streaming, late / early")
 
 
-def tell(name: str, experiment: Experiment, found: Sequence[Found], published: Mapping[Key, Number]) -> Told:
-    """What the cells of an experiment whose models act tell."""
+def summarize(name: str, experiment: Experiment, found: Sequence[Found], published: Mapping[Key, Number]) -> Findings:
+    """What the cells of an experiment whose models act show."""
     timed = [each for each in found if each.cell.config["measure"] == "latency"]
-    places: dict[Key, list[Found]] = {}
-    for each in found:
-        if each not in timed:
-            places.setdefault((each.cell.column, each.cell.system), []).append(each)
-    columns = dict.fromkeys(column for column, _ in places)
+    places = by_place(each for each in found if each not in timed)
+    columns = dict.fromkeys(column for _, column in places)
     tables = [
         Table(
             column,
             _HEAD,
             [(system, *_row(seeds, published.get((system, column))))
-             for (its, system), seeds in places.items() if its == column],
+             for (system, its), seeds in places.items() if its == column],
         )
         for column in columns
     ]  # fmt: skip
@@ -43,7 +41,7 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
         Table("growth within an episode of 1,000 steps", _GROWTH, _growth(points)),
     ]
     sentences = [*_sentences(places), *_speed(points), *_other_data(found)]
-    return Told(_MEASURED, sentences, tables, times if points else [], [], [])
+    return Findings(_MEASURED, sentences, tables, times if points else [], [], [])
 
 
 def _done(found: Sequence[Found]) -> list[Mapping[str, Any]]:
@@ -59,7 +57,7 @@ def _outcomes(records: Sequence[Mapping[str, Any]], mode: str, key: str) -> list
 def _row(found: Sequence[Found], number: Number | None) -> tuple[str, ...]:
     records, paper = _done(found), shown(number.value, number.deviation, 1) if number else ""
     if not records:
-        return "", without(found), "", "", paper, "", "", ""
+        return "", placeholder(found), "", "", paper, "", "", ""
     return (
         f"{records[0]['parameters']:,}",
         _mean(_outcomes(records, "window", "mean"), 0),
@@ -68,12 +66,12 @@ def _row(found: Sequence[Found], number: Number | None) -> tuple[str, ...]:
         paper,
         _mean(_outcomes(records, "window", "measured"), 1),
         _mean(_outcomes(records, "stream", "mean"), 0),
-        counted(len(records), found),
+        seed_count(len(records), found),
     )
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
-    return shown(statistics.mean(values), spread(values), digits) if values else ""
+    return shown(statistics.mean(values), stdev(values), digits) if values else ""
 
 
 def _times(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -94,16 +92,24 @@ def _growth(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _sentences(places: Mapping[Key, Sequence[Found]]) -> list[str]:
-    """Each system against the policies behind the data."""
-    reached: dict[str, list[bool]] = {}
-    for (_, system), found in places.items():
+    """Each system against the policies behind the data, with the noise of their exploration and without."""
+    noisy: dict[str, list[bool]] = {}
+    noiseless: dict[str, list[bool]] = {}
+    for (system, column), found in places.items():
         records = _done(found)
+        if system == BEHAVIOUR or not records:
+            continue
         if values := _outcomes(records, "window", "measured"):
-            reached.setdefault(system, []).append(statistics.mean(values) >= 100)
-    if not reached:
-        return []
-    told = [f"{system} {sum(each)} of {len(each)}" for system, each in reached.items()]
-    return [f"Data sets on which a system's return is at least its behaviour policy's: {', '.join(told)}."]
+            noisy.setdefault(system, []).append(statistics.mean(values) >= 100)
+        if behind := _outcomes(_done(places.get((BEHAVIOUR, column), [])), "window", "mean"):
+            mean = statistics.mean(_outcomes(records, "window", "mean"))
+            noiseless.setdefault(system, []).append(mean >= statistics.mean(behind))
+    return [
+        f"Data sets on which a system's return is at least that of the policy behind them, {how}: "
+        f"{', '.join(f'{system} {sum(each)} of {len(each)}' for system, each in reached.items())}."
+        for how, reached in (("which explores by noise", noisy), ("acting without its noise", noiseless))
+        if reached
+    ]
 
 
 def _speed(points: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -9,14 +9,25 @@ from functools import cache
 from typing import Literal
 
 from minrnn.reproduce import figures
+from minrnn.reproduce.cells_training import task_of
 from minrnn.reproduce.experiments import Experiment
-from minrnn.reproduce.page import Figure, Found, Table, Told, counted, shown, signed, spread, without
+from minrnn.reproduce.page import (
+    Figure,
+    Findings,
+    Found,
+    Table,
+    by_place,
+    placeholder,
+    seed_count,
+    shown,
+    signed,
+    stdev,
+)
 from minrnn.reproduce.published import Key, Number
-from minrnn.reproduce.trained import task_of
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """What of a training cell is reported: `key` of its `result` (the last measurement) or of its `best`."""
 
     words: str
@@ -31,12 +42,12 @@ class Measure:
         return self.factor * measurement[self.key]
 
 
-MEASURES = {
-    "accuracy": Measure(
+METRICS = {
+    "accuracy": Metric(
         "Accuracy in % after the last step, so nothing is chosen on what is examined",
         "accuracy, %", "result", "accuracy", 100.0, 1, None,
     ),
-    "held_out": Measure(
+    "held_out": Metric(
         "Lowest held-out loss in nats per character, as in the paper",
         "held-out loss, nats", "best", "held_out", 1.0, 3, 0.5,
     ),
@@ -44,28 +55,26 @@ MEASURES = {
 SOLVED = 99  # %: what counts as having learned a task
 
 
-def tell(name: str, experiment: Experiment, found: Sequence[Found], published: Mapping[Key, Number]) -> Told:
-    """What the cells of an experiment that trains tell."""
-    measure = MEASURES[experiment.metric]
-    places: dict[Key, list[Found]] = {}
-    for each in found:
-        places.setdefault((each.cell.system, each.cell.column), []).append(each)
+def summarize(name: str, experiment: Experiment, found: Sequence[Found], published: Mapping[Key, Number]) -> Findings:
+    """What the cells of an experiment that trains show."""
+    metric = METRICS[experiment.metric]
+    places = by_place(found)
     columns = dict.fromkeys(column for _, column in places)
-    exams = {column: exam for column in columns if (exam := _exam(column, found, measure))}
+    eval_sets = {column: eval_set for column in columns if (eval_set := _eval_set(column, found, metric))}
     base = experiment.baseline
     head = ("system", "weights", "minrnn", "paper", "difference", *([f"against {base}"] if base else []), "seeds")
     tables = []
     for column in columns:
-        against = _mean(places.get((base, column), []), measure)
+        against = _mean(places.get((base, column), []), metric)
         rows = [
-            _row(system, seeds, published.get((system, its)), measure, bool(base), against)
+            _row(system, seeds, published.get((system, its)), metric, bool(base), against)
             for (system, its), seeds in places.items()
             if its == column
         ]
-        exam = exams.get(column)
-        title = f"{column} (one constant answer: {exam.constant:.{measure.digits}f})" if exam else column
+        eval_set = eval_sets.get(column)
+        title = f"{column} (best constant answer: {eval_set.constant:.{metric.digits}f})" if eval_set else column
         tables.append(Table(title, head, rows))
-    curves = (_curves(column, measure, places, published, exams.get(column)) for column in columns)
+    curves = (_curves(column, metric, places, published, eval_sets.get(column)) for column in columns)
     drawn = []
     if panels := [panel for panel in curves if panel.series]:
         caption = "Each line is one seed."
@@ -73,19 +82,19 @@ def tell(name: str, experiment: Experiment, found: Sequence[Found], published: M
             caption += " Dashed, with a marker at the right end: the paper's number"
             caption += ", with a large marker at its step." if any(panel.points for panel in panels) else "."
         if any(panel.floor is not None for panel in panels):
-            caption += " Dotted: one constant answer."
-        drawn = [Figure(name, caption, figures.draw(name, f"{experiment.title}: {measure.axis}", panels, "step"))]
+            caption += " Dotted: the best constant answer."
+        drawn = [Figure(name, caption, figures.draw(name, f"{experiment.title}: {metric.axis}", panels, "step"))]
     if experiment.along == "systems":
-        told = list(_sentences(columns, places, published, measure, exams))
-        if told and any(len(_values(seeds, measure)) == 1 for seeds in places.values()):
-            told.append("Of a system with one seed it is not known what chance does.")
+        told = list(_sentences(columns, places, published, metric, eval_sets))
+        if told and any(len(_values(seeds, metric)) == 1 for seeds in places.values()):
+            told.append("Where a system has one seed, its spread over seeds is unknown.")
     else:
-        told = list(_along_columns(places, measure))
-    return Told(measure.words, told, tables, [], drawn, [])
+        told = list(_along_columns(places, metric))
+    return Findings(metric.words, told, tables, [], drawn, [])
 
 
 @dataclass(frozen=True)
-class Exam:
+class EvalSet:
     """What the examination of a column can tell apart, in the unit of the table.
 
     Args:
@@ -98,16 +107,16 @@ class Exam:
 
     def error(self, accuracy: float) -> float:
         """The standard error of an accuracy that so many questions have shown."""
-        return (accuracy * (MEASURES["accuracy"].factor - accuracy) / self.questions) ** 0.5
+        return (accuracy * (METRICS["accuracy"].factor - accuracy) / self.questions) ** 0.5
 
 
-def _exam(column: str, found: Sequence[Found], measure: Measure) -> Exam | None:
+def _eval_set(column: str, found: Sequence[Found], metric: Metric) -> EvalSet | None:
     """Of a column in which an accuracy has been measured."""
     its = [each.cell.config["task"] for each in found if each.cell.column == column and each.state == "done"]
-    if measure.key != "accuracy" or not its:
+    if metric.key != "accuracy" or not its:
         return None
     constant, questions = _constant(json.dumps(its[0]))
-    return Exam(measure.factor * constant, questions)
+    return EvalSet(metric.factor * constant, questions)
 
 
 @cache
@@ -118,35 +127,35 @@ def _constant(config: str) -> tuple[float, int]:
 
 
 def _row(
-    system: str, found: Sequence[Found], number: Number | None, measure: Measure, compared: bool, against: float | None
+    system: str, found: Sequence[Found], number: Number | None, metric: Metric, compared: bool, against: float | None
 ) -> tuple[str, ...]:
     """Of the seeds of a system: weights, ours, the paper's number, the difference, that to the baseline, the count."""
-    paper = _at_step(number.value, number.deviation, number.step, measure.digits) if number else ""
+    paper = _at_step(number.value, number.deviation, number.step, metric.digits) if number else ""
     if number and number.scaled:
         paper += " scaled"
-    mean, values = _mean(found, measure), _values(found, measure)
+    mean, values = _mean(found, metric), _values(found, metric)
     if mean is None:
-        return system, "", without(found), paper, "", *[""] * compared, ""
+        return system, "", placeholder(found), paper, "", *[""] * compared, ""
     done = [each.record for each in found if each.state == "done"]
-    step = round(statistics.mean(each["best"]["step"] for each in done)) if measure.which == "best" else None
+    step = round(statistics.mean(each["best"]["step"] for each in done)) if metric.which == "best" else None
     differences = [number.value if number and not number.scaled else None, *[against] * compared]
     return (
         system,
         f"{done[0]['parameters']:,}",
-        _at_step(mean, spread(values), step, measure.digits),
+        _at_step(mean, stdev(values), step, metric.digits),
         paper,
-        *("" if other is None else signed(mean - other, measure.digits) for other in differences),
-        counted(len(values), found),
+        *("" if other is None else signed(mean - other, metric.digits) for other in differences),
+        seed_count(len(values), found),
     )
 
 
-def _mean(found: Sequence[Found], measure: Measure) -> float | None:
-    values = _values(found, measure)
+def _mean(found: Sequence[Found], metric: Metric) -> float | None:
+    values = _values(found, metric)
     return statistics.mean(values) if values else None
 
 
-def _values(found: Sequence[Found], measure: Measure) -> list[float]:
-    return [measure.of(each.record[measure.which]) for each in found if each.state == "done"]
+def _values(found: Sequence[Found], metric: Metric) -> list[float]:
+    return [metric.of(each.record[metric.which]) for each in found if each.state == "done"]
 
 
 def _at_step(value: float, deviation: float | None, step: int | None, digits: int) -> str:
@@ -155,13 +164,13 @@ def _at_step(value: float, deviation: float | None, step: int | None, digits: in
 
 def _curves(
     column: str,
-    measure: Measure,
+    metric: Metric,
     places: Mapping[Key, Sequence[Found]],
     published: Mapping[Key, Number],
-    exam: Exam | None,
+    eval_set: EvalSet | None,
 ) -> figures.Panel:
     series = [
-        figures.Series(system, [line["step"] for line in lines], [measure.of(line) for line in lines])
+        figures.Series(system, [line["step"] for line in lines], [metric.of(line) for line in lines])
         for (system, its), found in places.items()
         for each in found
         if its == column and (lines := each.record.get("metrics"))
@@ -173,12 +182,12 @@ def _curves(
     }  # fmt: skip
     return figures.Panel(
         column,
-        measure.axis,
+        metric.axis,
         series,
         {system: number.value for system, number in numbers.items()},
         {system: [(number.step, number.value)] for system, number in numbers.items() if number.step is not None},
-        measure.reach,
-        exam.constant if exam else None,
+        metric.reach,
+        eval_set.constant if eval_set else None,
     )
 
 
@@ -190,9 +199,9 @@ class Estimate:
     error: float
 
     @classmethod
-    def of(cls, values: Sequence[float], deviation: float, exam: Exam) -> "Estimate":
+    def of(cls, values: Sequence[float], deviation: float, eval_set: EvalSet) -> "Estimate":
         mean = statistics.mean(values)
-        return cls(mean, math.hypot(deviation / len(values) ** 0.5, exam.error(mean)))
+        return cls(mean, math.hypot(deviation / len(values) ** 0.5, eval_set.error(mean)))
 
     def apart(self, other: "Estimate", digits: int) -> bool:
         """Whether two differ by more than twice the standard error of their difference, and by what is shown."""
@@ -212,63 +221,63 @@ def _sentences(
     columns: Iterable[str],
     places: Mapping[Key, Sequence[Found]],
     published: Mapping[Key, Number],
-    measure: Measure,
-    exams: Mapping[str, Exam],
+    metric: Metric,
+    eval_sets: Mapping[str, EvalSet],
 ) -> Iterator[str]:
     """How the systems of each column stand."""
     for column in columns:
         values = {system: each for (system, its), found in places.items()
-                  if its == column and (each := _values(found, measure))}  # fmt: skip
+                  if its == column and (each := _values(found, metric))}  # fmt: skip
         if not values:
             continue
-        exam = exams.get(column)
+        eval_set = eval_sets.get(column)
         papers = {system: number.value for (system, its), number in published.items() if its == column}
-        told = _ends(values, measure, exam) if exam else _ranking(values, measure, papers)
+        told = _best_and_worst(values, metric, eval_set) if eval_set else _ranking(values, metric, papers)
         yield f"{column or 'Lowest first'}: {told}."
 
 
-def _ranking(values: Mapping[str, Sequence[float]], measure: Measure, papers: Mapping[str, float]) -> str:
+def _ranking(values: Mapping[str, Sequence[float]], metric: Metric, papers: Mapping[str, float]) -> str:
     """All systems, the lowest first, with the paper's numbers."""
     return ", ".join(
-        f"{system} {shown(statistics.mean(each), spread(each), measure.digits)}"
-        + (f" (the paper's {papers[system]:.{measure.digits}f})" if system in papers else "")
+        f"{system} {shown(statistics.mean(each), stdev(each), metric.digits)}"
+        + (f" (the paper's {papers[system]:.{metric.digits}f})" if system in papers else "")
         for system, each in sorted(values.items(), key=lambda item: statistics.mean(item[1]))
     )
 
 
-def _ends(values: Mapping[str, Sequence[float]], measure: Measure, exam: Exam) -> str:
+def _best_and_worst(values: Mapping[str, Sequence[float]], metric: Metric, eval_set: EvalSet) -> str:
     """Which systems are first and which last, as far as they can be told apart, and which solve the task."""
     deviation = _pooled(values.values())
-    estimates = {system: Estimate.of(each, deviation, exam) for system, each in values.items()}
+    estimates = {system: Estimate.of(each, deviation, eval_set) for system, each in values.items()}
     low, high = (choose(estimates.values(), key=lambda each: each.mean) for choose in (min, max))
-    span = " to ".join(dict.fromkeys(f"{end.mean:.{measure.digits}f}" for end in (low, high)))
+    span = " to ".join(dict.fromkeys(f"{end.mean:.{metric.digits}f}" for end in (low, high)))
 
     def named(end: Estimate) -> str:
         """All that cannot be told apart from this end."""
         ranks: dict[str, list[str]] = {}
         for system, each in sorted(estimates.items(), key=lambda item: abs(item[1].mean - end.mean)):
-            if not each.apart(end, measure.digits):
-                ranks.setdefault(f"{each.mean:.{measure.digits}f}", []).append(system)
+            if not each.apart(end, metric.digits):
+                ranks.setdefault(f"{each.mean:.{metric.digits}f}", []).append(system)
         return ", ".join(f"{', '.join(names)} ({value})" for value, names in ranks.items())
 
-    if high.mean <= exam.constant + 2 * exam.error(exam.constant):
-        return f"nobody does better than one constant answer ({span}; {exam.constant:.{measure.digits}f})"
+    if high.mean <= eval_set.constant + 2 * eval_set.error(eval_set.constant):
+        return f"no system beats the best constant answer ({span}; {eval_set.constant:.{metric.digits}f})"
     told = f"highest {named(high)}; lowest {named(low)}"
-    if not low.apart(high, measure.digits):
-        told = f"not told apart ({span})" if len(estimates) > 1 else named(high)
+    if not low.apart(high, metric.digits):
+        told = f"no significant difference ({span})" if len(estimates) > 1 else named(high)
     best_first = sorted(estimates.items(), key=lambda item: -item[1].mean)
     solved = [system for system, each in best_first if each.mean >= SOLVED]
     names = ", ".join(solved) if len(solved) < len(estimates) else "all"
     return f"{told}; {SOLVED} % or more: {names}" if solved else told
 
 
-def _along_columns(places: Mapping[Key, Sequence[Found]], measure: Measure) -> Iterator[str]:
+def _along_columns(places: Mapping[Key, Sequence[Found]], metric: Metric) -> Iterator[str]:
     """What each system does from column to column."""
     systems = dict.fromkeys(system for system, _ in places)
     for name in systems:
-        values = {column: _values(found, measure) for (system, column), found in places.items() if system == name}
+        values = {column: _values(found, metric) for (system, column), found in places.items() if system == name}
         told = [
-            f"{column} {shown(statistics.mean(each), spread(each), measure.digits)}"
+            f"{column} {shown(statistics.mean(each), stdev(each), metric.digits)}"
             for column, each in values.items()
             if each
         ]

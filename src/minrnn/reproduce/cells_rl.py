@@ -3,16 +3,17 @@
 from collections.abc import Iterable
 from typing import Any
 
-from minrnn.reproduce.cells import Cell, Scale, Table, whole
+from minrnn.reproduce.cells import Cell, Scale, Settings, with_defaults
 from minrnn.rl.systems import SYSTEMS, published, usual
 from minrnn.train import RunConfig
 
 ENVIRONMENTS = "HalfCheetah", "Hopper", "Walker2d"
 # Which of the two returns that Decision Transformers were asked for its table is of.
 TARGETS = {"HalfCheetah": 6000.0, "Hopper": 3600.0, "Walker2d": 5000.0}
+BEHAVIOUR = "behaviour, no noise"  # the row of the policy behind the data
 # Files of D4RL, by quality; medium-expert by joining two, as Decision Mamba's code does.
 _FILES = {"medium": ["medium"], "medium-replay": ["medium_replay"], "medium-expert": ["expert", "medium"]}
-_SHORT: dict[Scale, tuple[Table, Table, int]] = {  # training, data, episodes of an examination
+_SHORT: dict[Scale, tuple[Settings, Settings, int]] = {  # training, data, episodes of an examination
     "smoke": (
         {"width": 8, "layers": 1, "context": 3, "batch_size": 4, "steps": 2, "warmup": 1, "eval_every": 2},
         {"steps": 500},
@@ -45,9 +46,11 @@ def rl(scale: Scale) -> Iterable[Cell]:
         for quality in qualities:
             for name in names:
                 dataset = {"collect": {"env": f"{name}-v5", "quality": quality, **data}}
+                config = {"measure": "behaviour", "data": dataset, "episodes": episodes}
+                yield Cell("rl", BEHAVIOUR, f"{name} {quality}", 0, config)
                 seeds = range(2 if name == "Hopper" and scale == "laptop" else 1)
                 yield from _trained(f"{name} {quality}", dataset, tables, seeds, episodes, [])
-    config: Table = {"measure": "latency", "observation_size": 11, "action_size": 3, "rounds": 30, "actions": 20,
+    config: Settings = {"measure": "latency", "observation_size": 11, "action_size": 3, "rounds": 30, "actions": 20,
                      "compiled": True}  # fmt: skip
     tables = {mixer: usual(mixer) for mixer in SYSTEMS}
     if scale == "smoke":
@@ -57,16 +60,17 @@ def rl(scale: Scale) -> Iterable[Cell]:
     yield Cell("rl", "all", "time per action", 0, {**config, "tables": tables})
 
 
-def _run(table: dict[str, Any]) -> Table:
+def _run(table: dict[str, Any]) -> Settings:
     """A run's table with every default, without what is each cell's own."""
     config = RunConfig.from_dict({"task": "offline", "data": "elsewhere", **table})
     own = ("data", "sha256", "env", "seed")
-    return {name: value for name, value in (config.to_dict() | whole(config.backbone)).items() if name not in own}
+    table = config.to_dict() | with_defaults(config.backbone)
+    return {name: value for name, value in table.items() if name not in own}
 
 
 def _trained(
     column: str,
-    data: Table,
+    data: Settings,
     tables: dict[str, dict[str, Any]],
     seeds: Iterable[int],
     episodes: int,

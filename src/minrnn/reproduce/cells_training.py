@@ -7,18 +7,18 @@ from dataclasses import asdict
 from typing import Any
 
 from minrnn.models import BackboneConfig
-from minrnn.reproduce.cells import Cell, Scale, Table, whole
+from minrnn.reproduce.cells import Cell, Scale, Settings, with_defaults
 from minrnn.tasks import FormalLanguage, ListOps, SelectiveCopying, TextConfig
 from minrnn.tasks.formal import LANGUAGES
 from minrnn.train import TrainConfig
 
 # Of the scales: the paper's, and the one that is fastest on CPUs.
-_NORM: dict[Scale, Table] = {"smoke": {}, "laptop": {}, "paper": {"norm": "rms"}}
+_NORM: dict[Scale, Settings] = {"smoke": {}, "laptop": {}, "paper": {"norm": "rms"}}
 BARE = {"conv": 0, "mlp": 0.0, "dropout": 0.0}  # nothing but the mixer in a block
-MINGRU: Table = {"mixer": "mingru"}
-MINLSTM: Table = {"mixer": "minlstm"}
+MINGRU: Settings = {"mixer": "mingru"}
+MINLSTM: Settings = {"mixer": "minlstm"}
 # The released code's default, beside the normalised gates of the paper's text; its forget bias is 3.
-UNNORMALIZED: Table = {"mixer": "minlstm", "mixer_options": {"normalize": False, "forget_bias": 3.0}}
+UNNORMALIZED: Settings = {"mixer": "minlstm", "mixer_options": {"normalize": False, "forget_bias": 3.0}}
 
 
 TASKS: dict[str, Callable[..., Any]] = {
@@ -29,25 +29,27 @@ TASKS: dict[str, Callable[..., Any]] = {
 }
 
 
-def task_of(task: Table) -> Any:
+def task_of(task: Settings) -> Any:
     """The task of a cell's config, {"name": ..., its settings}; of a text, its config."""
     return TASKS[task["name"]](**{name: value for name, value in task.items() if name != "name"})
 
 
-def _cell(experiment: str, system: str, column: str, seed: int, task: Table, backbone: Table, train: Table) -> Cell:
+def _cell(
+    experiment: str, system: str, column: str, seed: int, task: Settings, backbone: Settings, train: Settings
+) -> Cell:
     """A cell whose config holds every default: one that changes is another config."""
     arguments = inspect.signature(TASKS[task["name"]]).parameters.values()
     config = {
         "measure": "training",
         "task": {**{each.name: each.default for each in arguments if each.default is not each.empty}, **task},
-        "backbone": whole(BackboneConfig(**backbone)),
+        "backbone": with_defaults(BackboneConfig(**backbone)),
         "train": {name: value for name, value in asdict(TrainConfig(**train)).items() if name != "seed"},
     }
     return Cell(experiment, system, column, seed, json.loads(json.dumps(config)))  # lists for tuples
 
 
 def _training(
-    experiment: str, seeds: int, task: Table, train: Table, systems: Mapping[str, Table], column: str = ""
+    experiment: str, seeds: int, task: Settings, train: Settings, systems: Mapping[str, Settings], column: str = ""
 ) -> Iterable[Cell]:
     """The second seed of a system after the first of all others: a table that fills evenly."""
     for seed in range(seeds):
@@ -56,19 +58,24 @@ def _training(
 
 
 def _at_rates(
-    rates: Iterable[float], experiment: str, task: Table, train: Table, systems: Mapping[str, Table], prefix: str = ""
+    rates: Iterable[float],
+    experiment: str,
+    task: Settings,
+    train: Settings,
+    systems: Mapping[str, Settings],
+    prefix: str = "",
 ) -> Iterable[Cell]:
     """One seed of every system at other learning rates: a column for each."""
     for rate in rates:
         yield from _training(experiment, 1, task, {**train, "lr": rate}, systems, f"{prefix}learning rate {rate:g}")
 
 
-def _with(backbone: Table, **options: Any) -> Table:
+def _with(backbone: Settings, **options: Any) -> Settings:
     """The backbone with more options of its mixer."""
     return {**backbone, "mixer_options": {**backbone.get("mixer_options", {}), **options}}
 
 
-def _minimal(scale: Scale, **options: Any) -> dict[str, Table]:
+def _minimal(scale: Scale, **options: Any) -> dict[str, Settings]:
     """The minimal RNNs; at the paper's scale from a learned state, as the released code, and minLSTM in both forms."""
     systems = {"minLSTM": MINLSTM, "minGRU": MINGRU}
     if scale == "paper":
@@ -78,7 +85,7 @@ def _minimal(scale: Scale, **options: Any) -> dict[str, Table]:
 
 
 # Selective copying. The learning rate of the shorter scales is what a 64-position task was seen to be learned with.
-_COPYING: dict[Scale, tuple[Table, Table, int]] = {  # task, training, width
+_COPYING: dict[Scale, tuple[Settings, Settings, int]] = {  # task, training, width
     "smoke": (
         {"length": 8, "tokens": 2, "batch_size": 4, "examination": 1},
         {"steps": 4, "lr": 3e-3, "warmup": 1, "eval_every": 2},
@@ -119,8 +126,8 @@ def copying(scale: Scale) -> Iterable[Cell]:
     task, train, width = _COPYING[scale]
     task = {"name": "copying", **task}
     longest = {"inner": "hyena", "inner_options": {"max_length": task["length"] + task["tokens"]}}
-    small: Table = {"width": width, "layers": 2, **BARE, **_NORM[scale]}  # as in Mamba's own comparison
-    wide: Table = {"width": width, "layers": 3, **BARE, **_NORM[scale]}
+    small: Settings = {"width": width, "layers": 2, **BARE, **_NORM[scale]}  # as in Mamba's own comparison
+    wide: Settings = {"width": width, "layers": 3, **BARE, **_NORM[scale]}
     minimal = {name: {**wide, **each} for name, each in _minimal(scale, expansion=_EXPANSION[scale]).items()}
     systems = {
         "S4": {**small, "mixer": "s4"},
@@ -146,12 +153,12 @@ def copying(scale: Scale) -> Iterable[Cell]:
     yield from _training("copying", seeds, {**task, "convention": "s4"}, train, both, "S4's convention")
 
 
-def _shakespeare(scale: Scale) -> tuple[Table, Table, Table]:
+def _shakespeare(scale: Scale) -> tuple[Settings, Settings, Settings]:
     """Task, model and training of every system that learns Shakespeare's plays by characters."""
-    task: Table = {"name": "text", "data": "shakespeare", "length": 256, "batch_size": 64}
-    shape: Table = {"width": 384, "layers": 3, "dropout": 0.2}
+    task: Settings = {"name": "text", "data": "shakespeare", "length": 256, "batch_size": 64}
+    shape: Settings = {"width": 384, "layers": 3, "dropout": 0.2}
     # One learning rate for all, warm-up and cosine as in nanoGPT's recipe for characters, which the paper builds on.
-    train: Table = {
+    train: Settings = {
         "steps": 5000, "lr": 1e-3, "warmup": 100, "beta2": 0.99, "weight_decay": 0.1, "clip": 0.25, "eval_every": 25,
         "save_every": 25, "patience": 500, "keep": "best", "precision": "bf16-mixed",
     }  # fmt: skip
@@ -165,7 +172,7 @@ def _shakespeare(scale: Scale) -> tuple[Table, Table, Table]:
     return task, shape, train
 
 
-_AROUND: Table = {"conv": 4, "mlp": 4.0, "mlp_kind": "gelu"}
+_AROUND: Settings = {"conv": 4, "mlp": 4.0, "mlp_kind": "gelu"}
 
 
 def lm(scale: Scale) -> Iterable[Cell]:
@@ -188,7 +195,7 @@ def lm(scale: Scale) -> Iterable[Cell]:
         yield from _at_rates((1e-3,), "lm", task, train, systems)
 
 
-def _changes(rate: float) -> dict[str, tuple[Table, Table]]:
+def _changes(rate: float) -> dict[str, tuple[Settings, Settings]]:
     """What is changed alone, to the short cosine with the learning rate `rate`: of the model, and of its training."""
     return {
         "twice the learning rate": ({}, {"lr": 2 * rate}),
@@ -225,22 +232,19 @@ def best(scale: Scale) -> Iterable[Cell]:
                 yield _cell("best", system, "", seed, task, model, training)
 
 
-_SHORT = {"smoke": {"trained": [1, 6], "examined": [6, 9]}, "laptop": {}, "paper": {}}
-
-
 def formal(scale: Scale) -> Iterable[Cell]:
     """Every formal language by every system."""
-    train: Table = {"steps": 500_000, "lr": 3e-4, "warmup": 0, "decay": "constant", "weight_decay": 0.01,
+    train: Settings = {"steps": 500_000, "lr": 3e-4, "warmup": 0, "decay": "constant", "weight_decay": 0.01,
                     "beta2": 0.999, "eval_every": 5000, "save_every": 5000}  # fmt: skip
-    shape: Table = {"width": 256, "layers": 2, "dropout": 0.0}
-    task: Table = {"name": "formal", "batch_size": 256, "examination": 200}
+    shape: Settings = {"width": 256, "layers": 2, "dropout": 0.0}
+    task: Settings = {"name": "formal", "batch_size": 256, "examination": 200}
     if scale == "laptop":
         train = {"steps": 1500, "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "eval_every": 250, "save_every": 250}
         task, shape["width"] = {**task, "batch_size": 64, "examination": 20}, 64
     if scale == "smoke":
         train = {"steps": 2, "warmup": 1, "eval_every": 2}
-        task, shape["width"] = {**task, "batch_size": 4, "examination": 1}, 8
-    around: Table = {"conv": 4, "mlp": 0.0}
+        task, shape["width"] = {**task, "batch_size": 4, "examination": 1, "trained": [1, 6], "examined": [6, 9]}, 8
+    around: Settings = {"conv": 4, "mlp": 0.0}
     systems = {
         "Transformer": {"mixer": "attention", "mixer_options": {"positions": "rotary"}, "norm": "rms"},
         "Mamba": {"mixer": "mamba"},
@@ -250,15 +254,15 @@ def formal(scale: Scale) -> Iterable[Cell]:
     }
     systems = {name: {**shape, **backbone} for name, backbone in systems.items()}
     for language in LANGUAGES:
-        words = {**task, **_SHORT[scale], "language": language}
+        words = {**task, "language": language}
         yield from _training("formal", 3 if scale == "paper" else 1, words, train, systems, language)
 
 
 def listops(scale: Scale) -> Iterable[Cell]:
     """ListOps with and without convolution and MLP."""
-    shape: Table = {"width": 128, "layers": 8, "dropout": 0.0}
-    task: Table = {"name": "listops", "batch_size": 32, "examination": 60}
-    train: Table = {"steps": 250_000, "lr": 1e-3, "warmup": 25_000, "weight_decay": 0.05, "beta2": 0.999,
+    shape: Settings = {"width": 128, "layers": 8, "dropout": 0.0}
+    task: Settings = {"name": "listops", "batch_size": 32, "examination": 60}
+    train: Settings = {"steps": 250_000, "lr": 1e-3, "warmup": 25_000, "weight_decay": 0.05, "beta2": 0.999,
                     "eval_every": 5000, "save_every": 1000}  # fmt: skip
     if scale == "laptop":
         shape = {"width": 64, "layers": 3, "dropout": 0.0}

@@ -9,9 +9,10 @@ import torch
 from rich.console import Console
 
 import minrnn
-from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, SequenceModel, replace_files
-from minrnn.reproduce import trained
-from minrnn.reproduce.cells import Cell
+from minrnn._files import replace_files
+from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, SequenceModel
+from minrnn.reproduce import cells_training
+from minrnn.reproduce.cells import Cell, Settings
 from minrnn.tasks import Task, TextConfig, TextTask
 from minrnn.tasks.corpus import DOWNLOADS
 from minrnn.train import TrainConfig
@@ -22,7 +23,7 @@ def make_task(config: dict[str, Any], data: str | None = None) -> Any:
     """The task of a cell's config, {"name": ..., its settings}; `data` says where a text lies."""
     if data and config.get("data") in DOWNLOADS:
         config = {**config, "data": data, "sha256": DOWNLOADS[config["data"]].sha256}
-    task = trained.task_of(config)
+    task = cells_training.task_of(config)
     return TextTask(task) if isinstance(task, TextConfig) else task
 
 
@@ -38,20 +39,20 @@ def train(cell: Cell, work: Path, data: str | None, console: Console) -> dict[st
     task = make_task(cell.config["task"], data)
     torch.manual_seed(cell.seed)
     model = LanguageModel(LanguageModelConfig(task.vocabulary, BackboneConfig(**cell.config["backbone"])))
-    return fitted(cell, model, task, TrainConfig(**cell.config["train"], seed=cell.seed), work, console)
+    return fitted(cell.config, model, task, TrainConfig(**cell.config["train"], seed=cell.seed), work, console)
 
 
 def fitted(
-    cell: Cell, model: SequenceModel, task: Task, config: TrainConfig, work: Path, console: Console
+    settings: Settings, model: SequenceModel, task: Task, config: TrainConfig, work: Path, console: Console
 ) -> dict[str, Any]:
     """Train a model for a cell, from where an earlier try was cut off.
 
     Args:
-        cell: whose work it is.
+        settings: all that the result depends on, the seed apart.
         model: trained in place.
         task: what it learns.
         config: how.
-        work: directory of the checkpoint; one of another config or version is thrown away.
+        work: directory of the checkpoint; one of other settings or another version is thrown away.
         console: where progress is shown.
 
     Returns:
@@ -63,7 +64,7 @@ def fitted(
         ValueError: what is at work is damaged, or the loss is no longer finite; it is thrown away, for another try
             would end there again.
     """
-    begin, about = work / "cell.json", json.dumps({"minrnn": minrnn.__version__, **cell.config}).encode()
+    begin, about = work / "cell.json", json.dumps({"minrnn": minrnn.__version__, **settings}).encode()
     if not begin.exists() or begin.read_bytes() != about:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)

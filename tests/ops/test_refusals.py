@@ -1,4 +1,4 @@
-"""What the doors of the scans refuse, and what they say; which backend runs, and why another cannot."""
+"""What the public scans refuse, and what they say; which backend runs, and why another cannot."""
 
 import os
 import signal

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from torch.utils._pytree import tree_leaves
 
+from minrnn._console import say
 from minrnn.bench import measure, sweep
 from minrnn.bench.measure import Summary, Times
 from minrnn.bench.systems import SYSTEMS, Workload
@@ -39,7 +40,7 @@ def speed(cell: Cell, console: Console) -> dict[str, Any]:
     left_out |= {name: reason for name in able if (reason := sweep.refusal(name, load))}
     names = [name for name in able if name not in left_out]
     plan = sweep.Sweep(load, (load.length,), tuple(names), config["rounds"], config["budget"])
-    console.print(sweep.HEAD, highlight=False)
+    say(console, sweep.HEAD)
     points = [
         {**point, "batch": load.batch, "width": load.hidden_size} for point in sweep.at_length(plan, names, load.length)
     ]
@@ -97,10 +98,8 @@ def inference(cell: Cell, console: Console) -> dict[str, Any]:
         }
         points.append(point)
         context_ms, token_ms = (1e3 * point[part]["median"] for part in ("prefill", "step"))
-        console.print(
-            f"{name:<10} context {context_ms:.4g} ms, token {token_ms:.4g} ms, state {point['state_bytes']:,} bytes",
-            highlight=False,
-        )
+        took = f"context {context_ms:.4g} ms, token {token_ms:.4g} ms"
+        say(console, f"{name:<10} {took}, state {point['state_bytes']:,} bytes")
     return {"points": points, "left_out": left_out, "device": device, "seconds": _since(begin)}
 
 

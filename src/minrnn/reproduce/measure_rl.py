@@ -2,7 +2,6 @@
 action takes."""
 
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -11,13 +10,15 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from minrnn._console import say
 from minrnn.bench import measure
 from minrnn.bench.measure import Summary
 from minrnn.reproduce.cells import Cell
-from minrnn.reproduce.training import fitted
+from minrnn.reproduce.measure_training import fitted
 from minrnn.rl import DecisionModel, Policy
-from minrnn.rl.collect import CollectConfig, collect, references
-from minrnn.rl.evaluate import latency, play
+from minrnn.rl.behaviour import MeanAction
+from minrnn.rl.collect import CollectConfig, collect, last_behaviour, provenance, references
+from minrnn.rl.evaluate import evaluate, latency, play, scores
 from minrnn.rl.policy import Mode
 from minrnn.rl.systems import SYSTEMS
 from minrnn.rl.task import OfflineConfig, OfflineTask
@@ -37,7 +38,7 @@ def act(cell: Cell, work: Path, data: str | None, console: Console) -> dict[str,
     Returns:
         What `fitted` does, with `outcomes`, one for each mode of acting and each target: as `scores` has them, and all
         returns; `references`, the measured returns of other policies; and `data`, the episodes in short, and how their
-        digest compares with the first one that was noted (`digest`). The result has the first outcome's `mean`.
+        digest compares with the first one that was noted (`digest`).
     """
     wanted, digest = cell.config["data"], ""
     if "collect" in wanted:
@@ -50,11 +51,10 @@ def act(cell: Cell, work: Path, data: str | None, console: Console) -> dict[str,
     task = OfflineTask(config.task)
     torch.manual_seed(cell.seed)
     model = task.make_model(config.backbone)
-    same = replace(cell, config={**cell.config, "sha256": task.sha256})  # files of the same names may hold other data
-    record = fitted(same, model, task, config.train, work, console)
+    settings = {**cell.config, "sha256": task.sha256}  # files of the same names may hold other data
+    record = fitted(settings, model, task, config.train, work, console)
     begin, known = time.perf_counter(), references(source)
     outcomes = list(play(model, env, get_args(Mode), task.targets, known, episodes=cell.config["episodes"]))
-    record["result"]["mean"] = outcomes[0]["mean"]
     episodes = task.episodes
     about = {"episodes": len(episodes.lengths), "steps": len(episodes.rewards), "sha256": task.sha256, "digest": digest}
     return {
@@ -63,6 +63,32 @@ def act(cell: Cell, work: Path, data: str | None, console: Console) -> dict[str,
         "references": known,
         "data": {**about, "mean": float(episodes.returns.mean()), "highest": float(episodes.returns.max())},
         "seconds": round(record["seconds"] + time.perf_counter() - begin, 1),
+    }
+
+
+def behave(cell: Cell, work: Path, console: Console) -> dict[str, Any]:
+    """Let the policy behind the data of a cell act as the models do, without noise and from the same beginnings.
+
+    Args:
+        cell: its config has `data` (what to `collect`) and how many `episodes` it is to act.
+        work: of the cell; the data lie as for `act`.
+        console: where progress is shown.
+
+    Returns:
+        What `act` has of a model: `outcomes`, equal in all modes, for it remembers nothing; `references`; of `data`
+        the `mean` return and the `digest`; `parameters` and `seconds`.
+    """
+    begin, wanted = time.perf_counter(), cell.config["data"]["collect"]
+    source, digest = _collected(wanted, work.parents[1] / "episodes", console)
+    behaviour, known = last_behaviour(wanted["env"]), references(source)
+    returns, lengths = evaluate(MeanAction(behaviour), wanted["env"], episodes=cell.config["episodes"])
+    outcome = {**scores(wanted["env"], returns, known), "returns": returns.tolist(), "lengths": lengths.tolist()}
+    return {
+        "outcomes": [{"mode": mode, **outcome} for mode in get_args(Mode)],
+        "references": known,
+        "data": {"digest": digest, "mean": provenance(source)["returns"]["mean"]},
+        "parameters": sum(weight.size + bias.size for weight, bias in behaviour.layers),
+        "seconds": round(time.perf_counter() - begin, 1),
     }
 
 
@@ -118,7 +144,7 @@ def latency_of_all(cell: Cell, console: Console) -> dict[str, Any]:
                     policy.compile()
         spans = {}
         for place, policy in policies.items():
-            console.print(f"{', '.join(place)}{', compiled' * compiled}", highlight=False)
+            say(console, f"{', '.join(place)}{', compiled' * compiled}")
             spans[place] = latency(policy)
             for _ in range(policy.model.config.context):
                 policy.act(observation, 1.0)

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from minrnn.models import BackboneConfig
-from minrnn.reproduce.cells import Cell, Scale, Table, whole
-from minrnn.reproduce.trained import BARE, MINGRU, MINLSTM
+from minrnn.reproduce.cells import Cell, Scale, Settings, with_defaults
+from minrnn.reproduce.cells_training import BARE, MINGRU, MINLSTM
 
 _TIMED = ["LSTM-loop", "GRU-loop", "nn.LSTM", "nn.GRU", "MinLSTM", "MinGRU", "mamba"]
 
@@ -12,7 +12,7 @@ _TIMED = ["LSTM-loop", "GRU-loop", "nn.LSTM", "nn.GRU", "MinLSTM", "MinGRU", "ma
 def speed(scale: Scale) -> Iterable[Cell]:
     """Training steps at all lengths, of two widths."""
     lengths, widths = tuple(64 * 2**i for i in range(9)), (16, 64)
-    config: Table = {"batch": 64, "rounds": 100, "budget": 300.0, "device": "auto", "systems": _TIMED, "longest": {}}
+    config: Settings = {"batch": 64, "rounds": 100, "budget": 300.0, "device": "auto", "systems": _TIMED, "longest": {}}
     if scale == "laptop":
         config |= {"rounds": 15, "budget": 5.0, "device": "cpu"}
     if scale == "smoke":
@@ -24,7 +24,7 @@ def speed(scale: Scale) -> Iterable[Cell]:
             yield Cell("speed", f"width {width}", f"T = {length}", 0, settings)
 
 
-_ROLES: dict[str, Table] = {
+_ROLES: dict[str, Settings] = {
     "LSTM-loop": {"mixer": "lstm_loop"},
     "GRU-loop": {"mixer": "gru_loop"},
     "nn.LSTM": {"mixer": "lstm"},
@@ -41,15 +41,15 @@ def inference(scale: Scale) -> Iterable[Cell]:
     shapes = [(batch, length) for batch in (8, 16, 32, 64) for length in (512, 1024, 2048)]
     shapes += [(8, length) for length in (4096, 8192, 16384, 32768, 65536)]
     shapes += [(64, length) for length in (64, 128, 256, 4096, 8192, 16384)]
-    backbone: Table = {"width": 384, "layers": 3, **BARE}
-    config: Table = {"vocabulary": 65, "rounds": 50, "budget": 60.0, "device": "auto", "longest": {}}
+    backbone: Settings = {"width": 384, "layers": 3, **BARE}
+    config: Settings = {"vocabulary": 65, "rounds": 50, "budget": 60.0, "device": "auto", "longest": {}}
     if scale == "laptop":
         backbone["width"] = 128
         config |= {"budget": 2.0, "device": "cpu"}
     if scale == "smoke":
         shapes, backbone = [(2, 4), (2, 8), (3, 4)], {"width": 8, "layers": 1, **BARE}
         config |= {"rounds": 2, "device": "cpu", "longest": {"attention": 4}}
-    systems = {name: whole(BackboneConfig(**backbone, **own)) for name, own in _ROLES.items()}
+    systems = {name: with_defaults(BackboneConfig(**backbone, **own)) for name, own in _ROLES.items()}
     for batch, length in sorted(shapes):
         settings = {"measure": "inference", "batch": batch, "length": length, **config, "systems": systems}
         if scale == "laptop":
