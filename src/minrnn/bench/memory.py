@@ -1,15 +1,16 @@
 """Peak memory of one training step: on a CPU in a process of its own, which `measure.peak_memory` starts.
 
 A step at (1, 2, input) comes first, so that code, thread pools and weights are there; the input is made; then one step
-at the full shape, the output held and its gradient made then, a number for each of its own, as a loss or the next
-layer makes it. What counts is the peak during that step less the level before it: of the resident set, or of what
-torch's allocator has given out on a GPU.
+at the full shape, the output held. Its gradient, unlike that of `y.sum()`, has a number for each of its own; it is made
+on the way back and owned by nobody, as that of a loss or of the next layer. What counts is the peak during that step
+less the level before it: of the resident set, or of what torch's allocator has given out on a GPU.
 """
 
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,7 +68,20 @@ def of_one_step(name: str, load: systems.Workload) -> int:
 
 def _step(module: nn.Module, input: torch.Tensor, load: systems.Workload) -> None:
     held = measure.outputs(module, input, load)
-    torch.autograd.backward(held, [torch.ones_like(result) for result in held])
+    _Loss.apply(*held).backward()
+
+
+class _Loss(torch.autograd.Function):
+    """The sum of all numbers, but with a gradient that takes memory."""
+
+    @staticmethod
+    def forward(ctx: Any, *results: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(*results)
+        return torch.stack([result.sum() for result in results]).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.ones_like(result) for result in ctx.saved_tensors)
 
 
 def main() -> None:
