@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 import minrnn.models
 import minrnn.train.module
+from minrnn._console import say
 from minrnn.models import BackboneConfig
 from minrnn.tasks import ListOps, TextConfig, TextTask
 from minrnn.tasks.answers import Questions
@@ -28,7 +29,6 @@ from minrnn.tasks.text import score
 from minrnn.train import RunConfig, TrainConfig
 from minrnn.train.files import CheckpointFile, Metrics
 from minrnn.train.module import AT_ONCE, Batches, Interrupted, Journal
-from minrnn.train.progress import say
 from minrnn.train.run import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

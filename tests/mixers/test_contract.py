@@ -155,9 +155,7 @@ def test_a_state_can_be_written_into_an_initial_one(name, learned):
 def test_a_state_that_a_reset_ends_is_in_no_gradient(name, time):
     mixer, x = make(name), series(2, 5 + time)
     _, state = mixer(x[:, :5].detach())
-    spoiled = tree_map(
-        lambda leaf: leaf.detach().clone() if leaf.is_floating_point() or leaf.is_complex() else leaf, state
-    )
+    spoiled = tree_map(torch.clone, detach_state(state))
     for leaf in tree_leaves(spoiled):
         if leaf.is_floating_point() or leaf.is_complex():
             leaf[1] = torch.nan

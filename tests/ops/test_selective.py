@@ -266,7 +266,11 @@ def test_torch_func():
         (ValueError, r"bias must be \(E,\) = \(3,\), got \(1, 3\)", {"bias": torch.zeros(1, 3)}),
         (ValueError, r"initial must be \(B, E, N\) = \(2, 3, 5\), got \(2, 5, 3\)", {"initial": torch.zeros(2, 5, 3)}),
         (ValueError, "A must be on cpu as the input is, got meta", {"A": torch.zeros(3, 5, device="meta")}),
-        (ValueError, "reset must be on cpu as the", {"reset": torch.zeros(2, 4, device="meta").bool()}),
+        (
+            ValueError,
+            "reset must be on cpu as the input is, got meta",
+            {"reset": torch.zeros(2, 4, device="meta").bool()},
+        ),
         (ValueError, r"reset must be \(B, T\) = \(2, 4\), got \(4, 2\)", {"reset": torch.zeros(4, 2).bool()}),
         (TypeError, "reset must be torch.bool, got torch.int64", {"reset": torch.zeros(2, 4).long()}),
         (TypeError, "A must be float32, .* got torch.complex64", {"A": torch.zeros(3, 5, dtype=torch.complex64)}),
