@@ -5,12 +5,15 @@ import os
 
 import pytest
 import torch
+from rich.console import Console
 
 # Where tests run in several processes, each has its share of the cores, and so have the commands that it starts:
 # threads without a core spin.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+
+QUIET = Console(quiet=True)
 
 # Against a float64 result from the same rounded inputs: (rtol, atol). No test has tolerances of its own.
 TOL = {

@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 
 import minrnn
+from conftest import QUIET
 from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig
 from minrnn.reproduce import worker
 from minrnn.reproduce.cells import SCALES, Cell, Results, with_defaults
@@ -38,10 +39,6 @@ def cell(seed=0, **train):
         "train": {**TRAIN, **train},
     }
     return Cell("copying", "minGRU", "", seed, config)
-
-
-def quiet():
-    return Console(quiet=True)
 
 
 def measured(record):
@@ -103,16 +100,16 @@ def test_names_that_do_not_exist_are_answered_with_those_that_do():
 
 def test_what_is_there_is_not_measured_again(tmp_path):
     results, wanted = Results(tmp_path), [cell(), cell(1)]
-    first = run(wanted, results, console=quiet())
+    first = run(wanted, results, console=QUIET)
     assert [each["result"]["step"] for each in first] == [40, 40]
     assert first[0]["result"]["held_out"] != first[1]["result"]["held_out"]
     assert first[0]["parameters"] > 0 and [line["step"] for line in first[0]["metrics"]] == [20, 40]
     assert first[0]["facts"]["minrnn"] == minrnn.__version__ and first[0]["config"] == cell().config
     assert not any((tmp_path / "work").rglob("checkpoint.pt"))
-    assert run(wanted, results, console=quiet()) == first
+    assert run(wanted, results, console=QUIET) == first
     torn = results.path(wanted[0])
     torn.write_bytes(torn.read_bytes()[:100])
-    again = run(wanted, results, console=quiet())
+    again = run(wanted, results, console=QUIET)
     assert measured(again[0]) == measured(first[0]) and again[1] == first[1]
 
 
@@ -125,7 +122,7 @@ def test_results_of_another_config_or_version_are_not_mixed(tmp_path, monkeypatc
     with pytest.raises(
         ValueError, match=r"must be a cell with config.train.lr = 0.5, got 0.001: results are not mixed"
     ):
-        run([cell(lr=0.5)], results, console=quiet())
+        run([cell(lr=0.5)], results, console=QUIET)
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"with minrnn = '9', got"):
         patch.setattr(minrnn, "__version__", "9")
         results.read(cell())
@@ -137,7 +134,7 @@ def test_results_of_another_config_or_version_are_not_mixed(tmp_path, monkeypatc
 def test_a_cell_fails_alone_and_is_tried_again(tmp_path):
     results, bad = Results(tmp_path), dataclasses.replace(cell(7), system="bad")
     bad.config["backbone"] = {**bad.config["backbone"], "width": -1}
-    records = run([bad, cell()], results, console=quiet())
+    records = run([bad, cell()], results, console=QUIET)
     assert records[0]["error"] == "ValueError: BackboneConfig: width must be at least 1, got -1"
     assert records[1]["result"]["step"] == 40
     screen = io.StringIO()
@@ -153,7 +150,7 @@ def test_a_cell_after_one_that_failed_has_a_process_of_its_own(tmp_path, monkeyp
     first, second, third = (dataclasses.replace(cell(seed, steps=2), system=f"{seed}") for seed in range(3))
     first.config["task"] = {"name": "unknown"}
     second.config["task"]["length"] = 0
-    records = run([first, second, third], Results(tmp_path), console=quiet())
+    records = run([first, second, third], Results(tmp_path), console=QUIET)
     assert [record.get("error", "").partition(":")[0] for record in records] == ["KeyError", "ValueError", ""]
     assert sum("minrnn.reproduce.worker" in args[0] for args in begun) == 2
 
@@ -162,7 +159,7 @@ def test_what_ends_a_server_ends_the_run(tmp_path):
     """A folder that cannot be written: nothing is reported as measured."""
     (tmp_path / "copying").write_text("in the way")
     with pytest.raises(OSError, match="copying"):
-        run([cell(steps=2)], Results(tmp_path), console=quiet())
+        run([cell(steps=2)], Results(tmp_path), console=QUIET)
 
 
 def test_a_cell_is_measured_by_one_process_at_a_time(tmp_path):
@@ -172,7 +169,7 @@ def test_a_cell_is_measured_by_one_process_at_a_time(tmp_path):
         with results.claim(cell().name, Console(file=screen)):
             ended.append(results.has(cell()))
 
-    with results.claim(cell().name, quiet()):
+    with results.claim(cell().name, QUIET):
         thread = threading.Thread(target=other)
         thread.start()
         while "another process is at work on it" not in screen.getvalue():
@@ -181,12 +178,12 @@ def test_a_cell_is_measured_by_one_process_at_a_time(tmp_path):
         results.write(cell(), {"result": {}, "seconds": 1.0, "facts": {}})
     thread.join()
     assert ended == [True] and not list((tmp_path / "work").rglob("*.lock"))
-    worker.measure(cell(), results, None, quiet(), None)
+    worker.measure(cell(), results, None, QUIET, None)
     assert results.read(cell())["result"] == {}  # what another process has measured meanwhile stays
 
 
 def test_the_commit_is_of_the_code_that_the_process_has_loaded(tmp_path):
-    worker.measure(cell(steps=2), Results(tmp_path), None, quiet(), "abc")
+    worker.measure(cell(steps=2), Results(tmp_path), None, QUIET, "abc")
     assert Results(tmp_path).read(cell(steps=2))["facts"]["commit"] == "abc"
 
 
@@ -201,7 +198,7 @@ def test_a_process_that_ends_after_its_cell_loses_nothing(tmp_path, monkeypatch)
         return start([sys.executable, "-c", script], **kwargs)
 
     monkeypatch.setattr("minrnn.reproduce.runner.subprocess.Popen", begin)
-    assert run([cell()], results, console=quiet())[0]["result"] == {"held_out": 1.0}
+    assert run([cell()], results, console=QUIET)[0]["result"] == {"held_out": 1.0}
 
 
 def children():
@@ -222,7 +219,7 @@ def test_a_killed_worker_loses_only_its_own_cell(tmp_path):
 
     killer = threading.Thread(target=kill)
     killer.start()
-    records = run(wanted, results, console=quiet())
+    records = run(wanted, results, console=QUIET)
     killer.join()
     assert records[0]["error"] == "its process ended by SIGKILL" and records[1]["result"]["step"] == 40
 
@@ -230,7 +227,7 @@ def test_a_killed_worker_loses_only_its_own_cell(tmp_path):
 def test_ctrl_c_keeps_what_is_finished_and_goes_on_where_it_was(tmp_path, monkeypatch):
     """Through the command line, at a terminal's process group; two workers at once."""
     wanted = [cell(), *(cell(seed, steps=1000, save_every=50) for seed in (1, 2))]
-    whole = run(wanted, Results(tmp_path / "whole"), jobs=2, console=quiet())
+    whole = run(wanted, Results(tmp_path / "whole"), jobs=2, console=QUIET)
     (tmp_path / "cells.json").write_text(json.dumps([dataclasses.asdict(each) for each in wanted]))
     script = f"""
 import json
@@ -257,40 +254,40 @@ except KeyboardInterrupt:
     os.killpg(process.pid, signal.SIGINT)
     assert process.communicate(timeout=60)[0].endswith("stopped\n")
     assert results.read(wanted[0]) and not any(results.read(each) for each in wanted[1:])
-    records = run(wanted, results, jobs=2, console=quiet())
+    records = run(wanted, results, jobs=2, console=QUIET)
     assert [measured(each) for each in records] == [measured(each) for each in whole]
 
 
 def test_a_checkpoint_of_another_config_is_thrown_away(tmp_path):
-    train(cell(), tmp_path, None, quiet())
+    train(cell(), tmp_path, None, QUIET)
     other = cell(lr=2e-3)
-    fresh = train(other, tmp_path / "fresh", None, quiet())
-    assert measured(train(other, tmp_path, None, quiet())) == measured(fresh)
+    fresh = train(other, tmp_path / "fresh", None, QUIET)
+    assert measured(train(other, tmp_path, None, QUIET)) == measured(fresh)
 
 
 def test_a_checkpoint_of_another_version_is_thrown_away(tmp_path, monkeypatch):
-    first = train(cell(), tmp_path, None, quiet())
+    first = train(cell(), tmp_path, None, QUIET)
     (tmp_path / "mark").touch()
-    assert train(cell(), tmp_path, None, quiet()) == first and (tmp_path / "mark").exists()
+    assert train(cell(), tmp_path, None, QUIET) == first and (tmp_path / "mark").exists()
     monkeypatch.setattr(minrnn, "__version__", "9")
-    assert measured(train(cell(), tmp_path, None, quiet())) == measured(first) and not (tmp_path / "mark").exists()
+    assert measured(train(cell(), tmp_path, None, QUIET)) == measured(first) and not (tmp_path / "mark").exists()
 
 
 def test_a_torn_checkpoint_fails_once(tmp_path):
-    whole = train(cell(), tmp_path, None, quiet())
+    whole = train(cell(), tmp_path, None, QUIET)
     (tmp_path / "checkpoint.pt").write_bytes(b"torn")
     with pytest.raises(ValueError, match=r"checkpoint.pt is torn"):
-        train(cell(), tmp_path, None, quiet())
-    assert measured(train(cell(), tmp_path, None, quiet())) == measured(whole)
+        train(cell(), tmp_path, None, QUIET)
+    assert measured(train(cell(), tmp_path, None, QUIET)) == measured(whole)
 
 
 def test_patience_ends_a_run_only_where_the_loss_was_measured(tmp_path):
-    record = train(cell(patience=5), tmp_path, None, quiet())
+    record = train(cell(patience=5), tmp_path, None, QUIET)
     assert record["result"]["step"] == 40
 
 
 def test_a_text_that_is_not_shakespeare_is_refused(tmp_path):
     (tmp_path / "text.txt").write_text("to be or not to be " * 100)
     wanted = cells(["lm"], "paper", ["minGRU"])
-    (record,) = run(wanted, Results(tmp_path), data=str(tmp_path / "text.txt"), console=quiet())
+    (record,) = run(wanted, Results(tmp_path), data=str(tmp_path / "text.txt"), console=QUIET)
     assert re.match(r"ValueError: data: .*text.txt must have SHA-256 86c4e6aa", record["error"])

@@ -1,14 +1,13 @@
 """The experiment `rl`: what its cells measure, and what the report makes of it."""
 
 import dataclasses
-import io
 import json
 
 import gymnasium
 import numpy as np
 import pytest
-from rich.console import Console
 
+from conftest import QUIET
 from minrnn.reproduce import measure_rl, report_rl
 from minrnn.reproduce.cells import Results
 from minrnn.reproduce.cells_rl import BEHAVIOUR
@@ -21,10 +20,6 @@ from minrnn.rl.systems import SYSTEMS
 from minrnn.train import RunConfig
 
 
-def quiet():
-    return Console(file=io.StringIO())
-
-
 def of(wanted, system, column):
     return next(cell for cell in wanted if (cell.system, cell.column) == (system, column))
 
@@ -34,7 +29,7 @@ def folder(tmp_path_factory):
     """Of two smoke cells, one of each layout, that have been measured."""
     results, wanted = Results(tmp_path_factory.mktemp("rl")), cells(["rl"], "smoke")
     for name in ("DminGRU", "Decision S4"):
-        run([of(wanted, name, "Hopper medium")], results, console=quiet())
+        run([of(wanted, name, "Hopper medium")], results, console=QUIET)
     return results, wanted
 
 
@@ -61,7 +56,7 @@ def test_a_cell_trains_and_acts_in_both_modes(folder):
 def test_the_policy_behind_the_data_acts_without_noise_from_the_same_beginnings(folder):
     results, wanted = folder
     cell = of(wanted, BEHAVIOUR, "Hopper medium")
-    run([cell], results, console=quiet())
+    run([cell], results, console=QUIET)
     record, model = results.read(cell), results.read(of(wanted, "DminGRU", "Hopper medium"))
     assert record["references"] == model["references"]
     assert record["data"]["mean"] == pytest.approx(model["data"]["mean"], rel=1e-6)
@@ -79,7 +74,7 @@ def test_the_policy_behind_the_data_acts_without_noise_from_the_same_beginnings(
 
 def test_a_checkpoint_is_of_these_data_and_no_others(tmp_path):
     work = tmp_path / "work" / "rl" / "x"
-    record = measure_rl.act(of(cells(["rl"], "smoke"), "DminGRU", "Hopper medium"), work, None, quiet())
+    record = measure_rl.act(of(cells(["rl"], "smoke"), "DminGRU", "Hopper medium"), work, None, QUIET)
     assert json.loads((work / "cell.json").read_text())["sha256"] == record["data"]["sha256"]
 
 
@@ -87,9 +82,9 @@ def test_without_the_files_of_d4rl_a_cell_says_which(tmp_path):
     cell = of(cells(["rl"], "paper"), "DminGRU", "Hopper medium-expert")
     for data in (None, str(tmp_path / "nowhere")):
         with pytest.raises(ValueError, match=r"a directory with D4RL's hopper_expert-v2.hdf5, hopper_medium-v2.hdf5"):
-            measure_rl.act(cell, tmp_path / "work" / "rl" / "x", data, quiet())
+            measure_rl.act(cell, tmp_path / "work" / "rl" / "x", data, QUIET)
     with pytest.raises(ValueError, match=r"hopper_expert-v2.hdf5"):
-        measure_rl.act(cell, tmp_path / "work" / "rl" / "x", str(tmp_path), quiet())
+        measure_rl.act(cell, tmp_path / "work" / "rl" / "x", str(tmp_path), QUIET)
 
 
 def test_time_per_action_of_every_system_and_mode(monkeypatch):
@@ -98,7 +93,7 @@ def test_time_per_action_of_every_system_and_mode(monkeypatch):
     monkeypatch.setattr(
         measure_rl, "latency", lambda policy: policy.act([0.0] * 11, None) is None or {"early": 2.0, "late": 3.0}
     )
-    record = measure_rl.latency_of_all(dataclasses.replace(cell, config={**cell.config, "tables": tables}), quiet())
+    record = measure_rl.latency_of_all(dataclasses.replace(cell, config={**cell.config, "tables": tables}), QUIET)
     places = [(point["system"], point["mode"], point["constant"]) for point in record["points"]]
     assert places == [
         ("Decision Transformer", "window", True),

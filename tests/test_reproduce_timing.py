@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
-from rich.console import Console
 
+from conftest import QUIET
 from minrnn.bench import measure
 from minrnn.bench.systems import SYSTEMS
 from minrnn.models import LanguageModel
@@ -26,10 +26,6 @@ def changed(cell, **config):
     return dataclasses.replace(cell, config={**cell.config, **config})
 
 
-def quiet():
-    return Console(quiet=True)
-
-
 @pytest.fixture
 def rounds(monkeypatch):
     """Each call of `measure.alternate` in this test: its steps and their times."""
@@ -47,7 +43,7 @@ def rounds(monkeypatch):
 @pytest.fixture(scope="module")
 def measured():
     """Each smoke cell of `inference` with its record."""
-    return [(cell, measure_timing.inference(cell, quiet())) for cell in TIMED if cell.experiment == "inference"]
+    return [(cell, measure_timing.inference(cell, QUIET)) for cell in TIMED if cell.experiment == "inference"]
 
 
 def at(record, system):
@@ -58,7 +54,7 @@ def at(record, system):
 def test_a_training_step_of_every_system(rounds, monkeypatch):
     monkeypatch.setattr(measure, "peak_memory", lambda name, load: 1000.0 + load.length)
     cell = find("speed", length=4)
-    record = measure_timing.speed(cell, quiet())
+    record = measure_timing.speed(cell, QUIET)
     ((_, times),) = rounds
     assert [point["system"] for point in record["points"]] == cell.config["systems"]
     assert record["left_out"] == {} and record["device"] == "cpu"
@@ -79,7 +75,7 @@ def test_a_training_step_of_every_system(rounds, monkeypatch):
 
 def test_peak_memory_is_of_a_process_of_its_own():
     cell = changed(find("speed", length=4), systems=["MinGRU"], batch=8, length=4096, width=32)
-    (point,) = measure_timing.speed(cell, quiet())["points"]
+    (point,) = measure_timing.speed(cell, QUIET)["points"]
     assert point["peak_bytes"] > 3 * 4 * 8 * 4096 * 32  # the projection and h at least
 
 
@@ -94,8 +90,8 @@ def test_time_is_taken_by_the_clock_of_the_device(monkeypatch):
     ):
         with monkeypatch.context() as patch:
             patch.setattr(torch.cuda, "is_available", lambda: True)
-            closed = measured(cell, quiet())
-        opened = measured(changed(cell, device="auto"), quiet())
+            closed = measured(cell, QUIET)
+        opened = measured(changed(cell, device="auto"), QUIET)
         for record, device in ((closed, "cpu"), (opened, "cuda" if torch.cuda.is_available() else "cpu")):
             assert record["device"] == device
             for point in record["points"]:
@@ -109,7 +105,7 @@ def test_systems_are_left_out_by_length_by_need_and_by_failure(monkeypatch):
     monkeypatch.setitem(SYSTEMS, "minGRU-pytorch", absent)
     monkeypatch.setattr(measure, "peak_memory", lambda name, load: 0.0)
     cell = find("speed", length=8)
-    record = measure_timing.speed(changed(cell, systems=[*cell.config["systems"], "minGRU-pytorch"]), quiet())
+    record = measure_timing.speed(changed(cell, systems=[*cell.config["systems"], "minGRU-pytorch"]), QUIET)
     assert [point["system"] for point in record["points"]] == ["nn.LSTM", "MinLSTM", "MinGRU", "mamba"]
     left_out = record["left_out"]
     assert left_out.keys() == {"LSTM-loop", "GRU-loop", "nn.GRU", "minGRU-pytorch"}
@@ -135,7 +131,7 @@ def test_contexts_of_every_system(measured):
 
 def test_what_is_timed_is_a_context_and_the_token_after_it(rounds):
     cell = find("inference", batch=2, length=4)
-    record = measure_timing.inference(cell, quiet())
+    record = measure_timing.inference(cell, QUIET)
     (prefill, prefills), (step, steps) = rounds
     assert prefill.keys() == step.keys() == cell.config["systems"].keys()
     mixers = set()
@@ -163,7 +159,7 @@ def test_what_is_timed_is_a_context_and_the_token_after_it(rounds):
 def test_only_the_cache_of_attention_grows():
     def state_bytes(length):
         cell = changed(find("inference", batch=2, length=4), length=length, longest={})
-        return {point["system"]: point["state_bytes"] for point in measure_timing.inference(cell, quiet())["points"]}
+        return {point["system"]: point["state_bytes"] for point in measure_timing.inference(cell, QUIET)["points"]}
 
     short, long = state_bytes(4), state_bytes(12)
     assert short["MinGRU"] == short["GRU-loop"] == short["nn.GRU"] == 4 * 2 * 8
@@ -182,7 +178,7 @@ def test_who_cannot_read_a_context_is_left_out(monkeypatch):
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(LanguageModel, "forward", failing)
-    record = measure_timing.inference(find("inference", batch=2, length=4), quiet())
+    record = measure_timing.inference(find("inference", batch=2, length=4), QUIET)
     assert record["left_out"] == {"mamba": "no memory"}
     assert at(record, "MinGRU")["step_speedup_over"].keys() == {"nn.GRU", "GRU-loop"}
 

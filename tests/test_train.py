@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 import minrnn.models
 import minrnn.train.module
+from conftest import QUIET
 from minrnn._console import say
 from minrnn.models import BackboneConfig
 from minrnn.tasks import ListOps, TextConfig, TextTask
@@ -58,12 +59,8 @@ def config(tmp_path_factory, request):
 def whole(config, tmp_path_factory):
     """A run that nothing interrupted."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    train(config, run, console=quiet())
+    train(config, run, console=QUIET)
     return run
-
-
-def quiet():
-    return Console(quiet=True)
 
 
 def curve(run):
@@ -159,13 +156,13 @@ def test_training_ends_where_it_no_longer_helps_and_keeps_the_best(config, tmp_p
     monkeypatch.setattr(TextTask, "evaluate", rising)
     settings = dataclasses.replace(config.train, eval_every=10, patience=20, keep="best", steps=1000)
     config = dataclasses.replace(config, train=settings)
-    result = train(config, tmp_path / "run", console=quiet())
+    result = train(config, tmp_path / "run", console=QUIET)
     assert result["held_out"] == measured[0] and (result["steps"], result["best_step"]) == (30, 10)
     assert curve(tmp_path / "run")[-1]["step"] == 30 and len(measured) == 3
     task, model = TextTask(config.task), minrnn.models.load(tmp_path / "run")
     assert evaluate(task, model)["held_out"] == pytest.approx(measured[0], rel=1e-6)
     kept = (tmp_path / "run" / "model.safetensors").read_bytes()
-    again = train(RunConfig.of_run(tmp_path / "run"), tmp_path / "run", resume=True, console=quiet())
+    again = train(RunConfig.of_run(tmp_path / "run"), tmp_path / "run", resume=True, console=QUIET)
     assert {**again, "seconds": 0} == {**result, "seconds": 0} and len(measured) == 3
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == kept
 
@@ -177,7 +174,7 @@ def test_a_run_that_ends_within_a_few_steps_has_a_curve(config, tmp_path, monkey
     settings = dataclasses.replace(config.train, eval_every=1, patience=2)
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure.axes[0]))
-    assert train(dataclasses.replace(config, train=settings), tmp_path / "run", console=quiet())["steps"] == 3
+    assert train(dataclasses.replace(config, train=settings), tmp_path / "run", console=QUIET)["steps"] == 3
     (axes,) = drawn
     low, high = axes.get_ylim()
     training, held_out = (line.get_ydata() for line in axes.lines)
@@ -187,7 +184,7 @@ def test_a_run_that_ends_within_a_few_steps_has_a_curve(config, tmp_path, monkey
 def test_a_run_that_fails_at_once_leaves_its_directory_free(config, tmp_path):
     attention = dataclasses.replace(config.backbone, mixer="attention", mixer_options={"max_length": 8})
     with pytest.raises(ValueError, match="max_length = 8"):
-        train(dataclasses.replace(config, backbone=attention), tmp_path / "run", console=quiet())
+        train(dataclasses.replace(config, backbone=attention), tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
 
 
@@ -201,7 +198,7 @@ def test_batches_are_the_same_from_any_number_of_processes(workers):
 
 
 def test_the_seed_decides_the_run(whole, config, tmp_path):
-    train(config, tmp_path / "again", console=quiet())
+    train(config, tmp_path / "again", console=QUIET)
     assert_same_run(tmp_path / "again", whole)
 
 
@@ -212,11 +209,11 @@ def test_stopped_and_resumed_is_uninterrupted(whole, config, tmp_path, monkeypat
     run, handler = tmp_path / "run", signal.getsignal(signum)
     with monkeypatch.context() as patch, pytest.raises(Interrupted) as stop:
         stop_at(step, signum, patch)
-        train(config, run, console=quiet())
+        train(config, run, console=QUIET)
     assert stop.value.signal == signum and step <= stop.value.step <= step + 1
     assert signal.getsignal(signum) is handler
     minrnn.models.load(run)
-    train(RunConfig.of_run(run), run, resume=True, console=quiet())
+    train(RunConfig.of_run(run), run, resume=True, console=QUIET)
     assert_same_run(run, whole)
 
 
@@ -243,15 +240,15 @@ train(RunConfig.from_dict(json.loads(Path({str(tmp_path / "config.json")!r}).rea
     assert curve(run)[-1]["step"] == 40  # ten steps after the last checkpoint
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "lo')
-    train(RunConfig.of_run(run), run, resume=True, console=quiet())
+    train(RunConfig.of_run(run), run, resume=True, console=QUIET)
     assert_same_run(run, whole)
 
 
 def test_killed_before_the_first_checkpoint_begins_again(whole, config, tmp_path):
     run = tmp_path / "run"
-    train(config, run, console=quiet())
+    train(config, run, console=QUIET)
     (run / "checkpoint.pt").unlink()
-    train(RunConfig.of_run(run), run, resume=True, console=quiet())
+    train(RunConfig.of_run(run), run, resume=True, console=QUIET)
     assert_same_run(run, whole)
 
 
@@ -270,15 +267,15 @@ def test_killed_between_the_model_and_the_checkpoint_is_uninterrupted(whole, con
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
         for owner, name in ((minrnn.train.module, "save"), (CheckpointFile, "save_checkpoint")):
             patch.setattr(owner, name, killing(getattr(owner, name)))
-        train(config, run, console=quiet())
-    train(RunConfig.of_run(run), run, resume=True, console=quiet())
+        train(config, run, console=QUIET)
+    train(RunConfig.of_run(run), run, resume=True, console=QUIET)
     assert_same_run(run, whole)
 
 
 def test_killed_before_there_is_a_model_begins_again(whole, tmp_path):
     for name in ("train.json", "tokenizer.json"):
         (tmp_path / name).write_bytes((whole / name).read_bytes())
-    train(RunConfig.of_run(tmp_path), tmp_path, resume=True, console=quiet())
+    train(RunConfig.of_run(tmp_path), tmp_path, resume=True, console=QUIET)
     assert_same_run(tmp_path, whole)
 
 
@@ -319,13 +316,13 @@ def test_a_request_to_another_process_stops_this_one(config, tmp_path, monkeypat
 
     monkeypatch.setattr(SingleDeviceStrategy, "reduce", reduce)
     with pytest.raises(Interrupted, match="stopped by SIGTERM after step 1"):
-        train(config, tmp_path / "run", console=quiet())
+        train(config, tmp_path / "run", console=QUIET)
 
 
 def test_a_run_that_diverges_says_so(config, tmp_path):
     wild = dataclasses.replace(config.train, lr=1e30, warmup=0, save_every=1)
     with pytest.raises(ValueError, match=r"train: the loss must stay finite, got nan at step 2.* a lower --lr"):
-        train(dataclasses.replace(config, train=wild), tmp_path / "run", console=quiet())
+        train(dataclasses.replace(config, train=wild), tmp_path / "run", console=QUIET)
     assert all(weight.isfinite().all() for weight in minrnn.models.load(tmp_path / "run").parameters())
 
 
@@ -334,7 +331,7 @@ def test_a_run_that_never_began_leaves_its_directory_free(config, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     wild = dataclasses.replace(config.train, lr=1e30, warmup=0, save_every=100)
     with pytest.raises(ValueError, match="a lower --lr may help$"):
-        train(dataclasses.replace(config, train=wild), Path("."), console=quiet())
+        train(dataclasses.replace(config, train=wild), Path("."), console=QUIET)
     assert not list(tmp_path.iterdir())
 
 
@@ -347,7 +344,7 @@ def test_weights_that_are_not_finite_are_not_saved(stopped, monkeypatch):
     config = RunConfig.of_run(stopped)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, save_every=1))
     with pytest.raises(ValueError, match=r"sum of the weights must stay finite, got nan .*\(first seen in embedding"):
-        train(config, stopped, resume=True, console=quiet())
+        train(config, stopped, resume=True, console=QUIET)
     assert {name: (stopped / name).read_bytes() for name in before} == before
 
 
@@ -356,7 +353,7 @@ def stopped(config, tmp_path, monkeypatch):
     """A run that was stopped after about 37 steps."""
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         stop_at(37, signal.SIGINT, patch)
-        train(config, tmp_path / "run", console=quiet())
+        train(config, tmp_path / "run", console=QUIET)
     return tmp_path / "run"
 
 
@@ -366,10 +363,10 @@ def test_a_full_disk_costs_nothing(whole, stopped, name):
     before = (stopped / "checkpoint.pt").read_bytes()
     (stopped / f"{name}.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"train: cannot write into .*run: No space left.* --resume goes on from it"):
-        train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=QUIET)
     assert (stopped / "checkpoint.pt").read_bytes() == before
     assert not list(stopped.glob("*.part"))
-    train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+    train(RunConfig.of_run(stopped), stopped, resume=True, console=QUIET)
     assert_same_run(stopped, whole)
 
 
@@ -384,10 +381,10 @@ class Malicious:
 def test_a_checkpoint_runs_no_code(stopped, tmp_path):
     torch.save({"state_dict": Malicious(tmp_path / "owned")}, stopped / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint: .* is torn, or not a checkpoint of minrnn"):
-        train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=QUIET)
     (stopped / "checkpoint.pt").write_bytes(pickle.dumps(Malicious(tmp_path / "owned")))
     with pytest.raises(ValueError, match=r"checkpoint: .* is torn, or not a checkpoint of minrnn"):
-        train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=QUIET)
     assert not (tmp_path / "owned").exists()
 
 
@@ -396,20 +393,20 @@ def test_a_torn_checkpoint_is_named(stopped, size):
     content = (stopped / "checkpoint.pt").read_bytes()
     (stopped / "checkpoint.pt").write_bytes(content[:size])
     with pytest.raises(ValueError, match=r"checkpoint: .*checkpoint.pt is torn"):
-        train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=QUIET)
 
 
 def test_a_checkpoint_of_something_else_is_named(stopped):
     torch.save({"weights": torch.zeros(3)}, stopped / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint: .*checkpoint.pt is torn, or not a checkpoint"):
-        train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=QUIET)
 
 
 def test_a_checkpoint_without_tensors_is_named(stopped):
     checkpoint = torch.load(stopped / "checkpoint.pt", weights_only=True)
     torch.save({**checkpoint, "state_dict": dict.fromkeys(checkpoint["state_dict"], 1.0)}, stopped / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint.pt is torn, or not a checkpoint of minrnn: its weights are no"):
-        train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=QUIET)
 
 
 @pytest.mark.parametrize("part", ["loops", "optimizer_states", "lr_schedulers", "callbacks"])
@@ -418,14 +415,14 @@ def test_a_checkpoint_with_a_strange_part_is_named(stopped, part, value):
     checkpoint = torch.load(stopped / "checkpoint.pt", weights_only=True)
     torch.save({**checkpoint, part: value}, stopped / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint: .*checkpoint.pt is torn, or not a checkpoint"):
-        train(RunConfig.of_run(stopped), stopped, resume=True, console=quiet())
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=QUIET)
 
 
 def test_a_checkpoint_of_another_model_is_named(stopped):
     config = RunConfig.of_run(stopped)
     other = dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, width=8))
     with pytest.raises(ValueError, match="checkpoint: must hold the weights of this run's model"):
-        train(other, stopped, resume=True, console=quiet())
+        train(other, stopped, resume=True, console=QUIET)
 
 
 def test_a_text_that_changed_or_vanished_stops_a_resume(stopped):
@@ -435,10 +432,10 @@ def test_a_text_that_changed_or_vanished_stops_a_resume(stopped):
     try:
         text.write_bytes(content + b"more")
         with pytest.raises(ValueError, match=r"must have SHA-256 .* it has changed"):
-            train(config, stopped, resume=True, console=quiet())
+            train(config, stopped, resume=True, console=QUIET)
         text.unlink()
         with pytest.raises(ValueError, match=r"must be an existing file .* no such file"):
-            train(config, stopped, resume=True, console=quiet())
+            train(config, stopped, resume=True, console=QUIET)
     finally:
         text.write_bytes(content)
 
@@ -446,14 +443,14 @@ def test_a_text_that_changed_or_vanished_stops_a_resume(stopped):
 def test_a_run_in_use_is_not_overwritten(whole, config):
     before = curve(whole)
     with pytest.raises(ValueError, match=r"--out must be a new directory, got .* --resume goes on"):
-        train(config, whole, console=quiet())
+        train(config, whole, console=QUIET)
     assert curve(whole) == before
 
 
 def test_nothing_is_left_of_a_run_that_could_not_begin(config, tmp_path):
     bad = RunConfig(TextConfig(data=config.task.data, length=100_000), config.backbone, config.train)
     with pytest.raises(ValueError, match="longer than the training window"):
-        train(bad, tmp_path / "run", console=quiet())
+        train(bad, tmp_path / "run", console=QUIET)
     assert not (tmp_path / "run").exists()
 
 

@@ -22,10 +22,7 @@ ROWS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Hundreds of small steps, of which no second thread makes less."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(row, dtype=F64, **options):

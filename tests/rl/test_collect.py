@@ -21,6 +21,7 @@ from minari.data_collector import EpisodeBuffer
 from offline_toys import ENDLESS
 from rich.console import Console
 
+from conftest import QUIET
 from minrnn import cli
 from minrnn._files import locked
 from minrnn.rl import digests, load_episodes, ppo, rolling
@@ -29,7 +30,6 @@ from minrnn.rl.collect import SHIPPED, STEPS, CollectConfig, collect, named_env,
 from minrnn.rl.environments import make_env
 
 ENV = "Hopper-v5"
-QUIET = Console(quiet=True)
 TOO_FEW = CollectConfig(ENV, steps=60)
 
 
@@ -192,7 +192,7 @@ def test_two_at_once_make_it_once(tmp_path, behaviours, monkeypatch):
     rolled = counted(monkeypatch)
 
     def make(_):
-        return collect(TOO_FEW, out=tmp_path / "set", behaviours=behaviours, console=Console(quiet=True))
+        return collect(TOO_FEW, out=tmp_path / "set", behaviours=behaviours, console=QUIET)
 
     with ThreadPoolExecutor() as pool:
         one, two = pool.map(make, range(2))

@@ -34,10 +34,7 @@ ACTIONS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Steps of a few small tensors: a second thread only waits."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def policy_of(kind=MinGRUPolicy, actions="discrete", **options):

@@ -13,8 +13,8 @@ import gymnasium
 import numpy as np
 import pytest
 from offline_toys import TOY, make_episodes, save_episodes
-from rich.console import Console
 
+from conftest import QUIET
 from minrnn.cli import main
 from minrnn.models import load_model
 from minrnn.rl import DecisionModel, OfflineConfig, OfflineTask, Policy
@@ -188,7 +188,7 @@ def test_stopped_and_resumed_is_uninterrupted(whole, tmp_path, monkeypatch, sign
 
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         patch.setattr(OfflineTask, "batch", stopping)
-        train(config, run, console=Console(quiet=True))
+        train(config, run, console=QUIET)
     assert main(["train", "--out", str(run), "--resume"]) == 0
     assert_same_run(run, whole)
 
