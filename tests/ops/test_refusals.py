@@ -53,7 +53,7 @@ CASES = [
         ValueError,
         "initial must be on cpu as the input is, got meta",
     ),
-    (lambda: mingru_scan(P, reset=torch.zeros(2, 16)), TypeError, "reset must be bool, got torch.float32"),
+    (lambda: mingru_scan(P, reset=torch.zeros(2, 16)), TypeError, "reset must be torch.bool, got torch.float32"),
     (
         lambda: mingru_scan(P, reset=torch.zeros(16, 2).bool()),
         ValueError,

@@ -7,7 +7,7 @@ from a projection as they go.
 import torch
 from torch import Tensor
 
-from minrnn._shapes import accumulate_dtype, check_device, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_device, check_reset, check_shape, check_tensor, shape_error
 from minrnn.ops import autograd, backends
 from minrnn.ops import gates as gating
 from minrnn.ops.rules import Spec
@@ -64,8 +64,7 @@ def linear_scan(
         c not in (1, v) for c, v in zip(reversed(coeffs.shape), reversed(values.shape), strict=False)
     ):
         raise shape_error(caller, "coeffs", "broadcastable to (B, T, H)", tuple(values.shape), tuple(coeffs.shape))
-    batch, time, hidden = values.shape
-    initial, _ = _check_context(caller, values, batch, time, hidden, initial, reset, None, None)
+    initial, _ = _check_context(caller, values, values.shape[2], initial, reset, None, None)
     coeffs = coeffs[(None,) * (3 - coeffs.dim())]
     return autograd.scan(
         (coeffs, values, initial, reset, None, None), Spec("linear", "identity", reverse, backends.forced(backend))
@@ -154,12 +153,11 @@ def _gated(gates, projection, initial, reset, restart, lengths, reverse, activat
     if projection.dim() != 3 or projection.shape[2] % blocks:
         wanted = "three dimensions, the last divisible by"
         raise shape_error(caller, "projection", f"(B, T, {blocks}H)", f"{wanted} {blocks}", tuple(projection.shape))
-    batch, time, wide = projection.shape
-    hidden = wide // blocks
-    initial, restart = _check_context(caller, projection, batch, time, hidden, initial, reset, restart, lengths)
+    hidden = projection.shape[2] // blocks
+    initial, restart = _check_context(caller, projection, hidden, initial, reset, restart, lengths)
     if restart is not None:
         # The rules know one restart per sequence; summing the gradient over the batch is the expansion's own rule.
-        restart = restart.expand(batch, hidden) if reset is not None else None
+        restart = restart.expand(projection.shape[0], hidden) if reset is not None else None
     return autograd.scan((projection, None, initial, reset, restart, lengths), spec)
 
 
@@ -171,8 +169,6 @@ def _check_floating(caller: str, name: str, tensor: Tensor, *, real: bool) -> No
 def _check_context(
     caller: str,
     like: Tensor,
-    batch: int,
-    time: int,
     hidden: int,
     initial: Tensor | None,
     reset: Tensor | None,
@@ -181,6 +177,7 @@ def _check_context(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Check what surrounds a series; `initial` and `restart` come back in the dtype in which the state is kept."""
     keep = accumulate_dtype(like.dtype)
+    batch, time, _ = like.shape
 
     def state(name: str, tensor: Tensor | None, letters: str, shape: tuple[int, ...]) -> Tensor | None:
         if tensor is None:
@@ -196,12 +193,7 @@ def _check_context(
 
     initial = state("initial", initial, "(B, H)", (batch, hidden))
     restart = state("restart", restart, "(H,)", (hidden,))
-    if reset is not None:
-        check_tensor(caller, "reset", reset)
-        if reset.dtype != torch.bool:
-            raise TypeError(f"{caller}: reset must be bool, got {reset.dtype}")
-        check_shape(caller, "reset", reset, "(B, T)", (batch, time))
-        check_device(caller, like, reset=reset)
+    check_reset(caller, reset, like)
     if lengths is not None:
         check_tensor(caller, "lengths", lengths)
         if lengths.dtype != torch.int64:
