@@ -269,6 +269,13 @@ def test_matrices_of_layers_decay(kind):
     assert decay == {id(p) for name, p in layer.named_parameters() if name.startswith("weight")}
 
 
+def test_matrices_of_attention_decay():
+    layer = nn.TransformerEncoderLayer(8, 2)
+    decay = {id(p) for group in parameter_groups(layer, 1e-3, 0.1) if group["weight_decay"] for p in group["params"]}
+    names = {name for name, parameter in layer.named_parameters() if id(parameter) in decay}
+    assert names == {"self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"}
+
+
 @pytest.mark.parametrize(("kind", "name"), [(LanguageModel, "LanguageModelConfig"), (Backbone, "BackboneConfig")])
 def test_a_model_wants_its_config(kind, name):
     with pytest.raises(TypeError, match=f"config must be a {name}, got int"):

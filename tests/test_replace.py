@@ -114,6 +114,20 @@ def test_a_model_that_cannot_be_replaced_stays_as_it_was():
     assert type(model[0]) is nn.GRU
 
 
+def test_what_was_compiled_by_itself_is_refused():
+    model = nn.ModuleDict({"plain": nn.GRU(D, H), "deep": nn.Sequential(torch.compile(nn.GRU(D, H)))})
+    with pytest.raises(ValueError, match=r"torch\.compile was called with, got deep\.0\._orig_mod: replace it first"):
+        replace_rnn(model)
+    assert type(model["plain"]) is nn.GRU
+    compiled = torch.compile(nn.Sequential(nn.GRU(D, H)), backend="eager")
+    assert replace_rnn(compiled) is compiled
+    x = torch.randn(3, 2, D)
+    assert torch.equal(compiled(x)[0], compiled._orig_mod[0](x)[0])
+    assert type(compiled._orig_mod[0]) is MinGRU
+    with pytest.raises(ValueError, match="got _orig_mod"):
+        replace_rnn(torch.compile(nn.GRU(D, H)))
+
+
 def test_what_is_no_module_is_refused():
     with pytest.raises(TypeError, match=r"replace_rnn: model must be a torch\.nn\.Module, got str"):
         replace_rnn("model")

@@ -24,14 +24,17 @@ def replace_rnn(model: nn.Module) -> nn.Module:
     weights are fresh, so create the optimiser afterwards. A module that is used in several places stays one module; two
     modules that share a parameter have one each afterwards.
     Subclasses are left as they are and named in a warning: what they change cannot be known here. Hooks on a replaced
-    module go with it.
+    module are lost.
 
     Args:
         model: any module, on any device, "meta" included.
 
     Returns: `model`, or its replacement if it is such a module itself.
 
-    Raises: TypeError if `model` is not a module.
+    Raises:
+        TypeError: `model` is not a module.
+        ValueError: one of these modules was itself given to torch.compile, whose code would go on with the old one;
+            compiled modules around them are no hindrance.
 
     Example:
         >>> model = replace_rnn(nn.Sequential(nn.Embedding(100, 16), nn.GRU(16, 32)))
@@ -39,6 +42,12 @@ def replace_rnn(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"replace_rnn: model must be a torch.nn.Module, got {type(model).__name__}")
     places = list(model.named_modules(remove_duplicate=False))
+    compiled = [path for path, module in places if type(module) in _SWAPS and f".{path}".endswith("._orig_mod")]
+    if compiled:
+        raise ValueError(
+            f"replace_rnn: model must have no RNN that torch.compile was called with, got {', '.join(compiled)}: "
+            "replace it first"
+        )
     # All are made before the first is swapped: where one cannot be, the model stays as it was.
     swapped = {module: _counterpart(module) for module in model.modules() if type(module) in _SWAPS}
     if model in swapped:

@@ -307,20 +307,24 @@ class StateSpace(Mixer):
         y = long_conv(u, responses[..., 0].contiguous(), reset=reset)
         if not state.zeros:
             y = y + _select(responses[..., 1:].permute(2, 1, 0), first)
-        # What an inference tensor held cannot be checked, and a graph has no later: then the state is formed at once.
-        version = None if torch.compiler.is_compiling() or u.is_inference() else u._version
+        compiling = torch.compiler.is_compiling()  # a graph has no later: then the state is formed at once
+        # Autograd counts the changes of what it may need. Nobody counts those of an inference tensor, or what a loop
+        # without gradients does to its buffer through NumPy: then a copy waits for the look.
+        counted = not compiling and torch.is_grad_enabled() and not u.is_inference()
+        kept = u if counted or compiling else u.clone()
+        version = u._version if counted else None
 
         def form() -> Tensor:
-            if version is not None and u._version != version:
+            if version is not None and kept._version != version:
                 raise RuntimeError("state: x must stay as it is until the state is looked at, got it changed in place")
             with torch.autocast(u.device.type, enabled=False):
-                h = system.gather(_select(u, last))
+                h = system.gather(_select(kept, last))
                 if before is None:
                     return h
                 return h + _select(as_complex(system.advance(before, u.shape[1] - 1)).transpose(0, 1), whole)
 
         after = LazyState(form, (len(u), self.width, self.pairs), self._dtype)
-        if version is None:
+        if compiling:
             _ = after.tensor
         return y, after
 

@@ -75,10 +75,11 @@ class LanguageModel(SequenceModel):
 
 
 def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """What each parameter of any module asks of the optimiser: the matrices of linear maps and of RNNs decay, nothing
-    else does; and what mixers say of theirs in `Mixer.tuning`.
+    """What each parameter of any module asks of the optimiser: the matrices of linear maps, attention and RNNs decay,
+    nothing else does; and what mixers say of theirs in `Mixer.tuning`.
 
-    (Not biases, norms, embeddings, convolutions, initial states: there zero is no simpler than another value.)
+    (Not biases, norms, embeddings, convolutions, initial states: there zero is no simpler than another value. Nor what
+    a parametrization makes a matrix of.)
 
     Args:
         model: whose parameters.
@@ -95,9 +96,9 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
     matrices |= {
         id(parameter)
         for part in model.modules()
-        if isinstance(part, (nn.RNNBase, nn.RNNCellBase, Gated))
-        for name, parameter in part.named_parameters()
-        if name.startswith("weight")
+        if isinstance(part, (nn.RNNBase, nn.RNNCellBase, Gated, nn.MultiheadAttention))
+        for name, parameter in part.named_parameters(recurse=False)
+        if "weight" in name
     }
     asked = {
         id(mixer.get_parameter(name)): tuning

@@ -5,18 +5,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minrnn.reproduce.cells_rl import BEHAVIOUR
+from minrnn.reproduce.estimates import Estimate, pooled
 from minrnn.reproduce.experiments import Experiment
 from minrnn.reproduce.page import Findings, Found, Table, by_place, placeholder, seed_count, shown, stdev
 from minrnn.reproduce.published import Key, Number
 
 _MEASURED = (
-    "Undiscounted returns, a mean over episodes in the environment, after the last training step; D4RL's score has 0 "
-    "for its random policy and 100 for its expert, the other one 0 for the random policy and 100 for the policy behind "
-    "the data (of medium-replay: the last of them), as measured here; a window of 20 steps, read again for each "
-    "action, is the published way to act, streaming carries a state on, or, in the Decision Transformer, a cache that "
-    "grows"
+    "Undiscounted returns, a mean over episodes in the environment, after the last training step, and their standard "
+    "deviation over the episodes of one model; D4RL's score has 0 for its random policy and 100 for its expert, the "
+    "other one 0 for the random policy and 100 for the policy behind the data (of medium-replay: the last of them, "
+    "which is that of medium), acting without the noise by which it explored; a window of 20 steps, read again for "
+    "each action, is the published way to act, streaming carries a state on, or, in the Decision Transformer, a cache "
+    "that grows"
 )
-_HEAD = ("system", "weights", "return", "of the data", "D4RL's score", "paper", "behaviour = 100", "streaming", "seeds")
+_HEAD = (
+    "system",
+    "weights",
+    "return",
+    "over episodes",
+    "of the data",
+    "D4RL's score",
+    "paper",
+    "behaviour = 100",
+    "streaming",
+    "seeds",
+)
 _TIMES = ("system", "window", "streaming", "window, compiled", "streaming, compiled")
 _GROWTH = ("system", "window, late / early", "streaming, late / early")
 
@@ -30,15 +43,25 @@ def summarize(name: str, experiment: Experiment, found: Sequence[Found], publish
         Table(
             column,
             _HEAD,
-            [(system, *_row(seeds, published.get((system, column))))
+            [(system, *_row(seeds, published.get((system, column)), _done(places.get((BEHAVIOUR, column), []))))
              for (system, its), seeds in places.items() if its == column],
         )
         for column in columns
     ]  # fmt: skip
     points = [point for each in timed for point in each.record.get("points", ())]
     times = [
-        Table("microseconds per action of one environment", _TIMES, _times(points)),
-        Table("growth within an episode of 1,000 steps", _GROWTH, _growth(points)),
+        Table(
+            "microseconds per action of one environment; with a cache that grows from early to late in an episode, "
+            "measured alone, all others in turns",
+            _TIMES,
+            _times(points),
+        ),
+        Table(
+            "growth within an episode of 1,000 steps, each system measured alone (a window costs the same at every "
+            "step: its ratio is away from 1 by noise)",
+            _GROWTH,
+            _growth(points),
+        ),
     ]
     sentences = [*_sentences(places), *_speed(points), *_other_data(found)]
     return Findings(_MEASURED, sentences, tables, times if points else [], [], [])
@@ -50,24 +73,42 @@ def _done(found: Sequence[Found]) -> list[Mapping[str, Any]]:
 
 def _outcomes(records: Sequence[Mapping[str, Any]], mode: str, key: str) -> list[float]:
     """Of each seed, if it is known."""
-    values = [next(each[key] for each in record["outcomes"] if each["mode"] == mode) for record in records]
+    values = [_outcome(record, mode)[key] for record in records]
     return [value for value in values if value is not None]
 
 
-def _row(found: Sequence[Found], number: Number | None) -> tuple[str, ...]:
+def _outcome(record: Mapping[str, Any], mode: str) -> Mapping[str, Any]:
+    return next(each for each in record["outcomes"] if each["mode"] == mode)
+
+
+def _row(found: Sequence[Found], number: Number | None, behind: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     records, paper = _done(found), shown(number.value, number.deviation, 1) if number else ""
     if not records:
-        return "", placeholder(found), "", "", paper, "", "", ""
+        return "", placeholder(found), "", "", "", paper, "", "", ""
     return (
         f"{records[0]['parameters']:,}",
         _mean(_outcomes(records, "window", "mean"), 0),
+        f"{_over_episodes(records):,.0f}",
         f"{records[0]['data']['mean']:,.0f}",
         _mean(_outcomes(records, "window", "d4rl"), 1),
         paper,
-        _mean(_outcomes(records, "window", "measured"), 1),
+        _mean(_against(records, behind), 1),
         _mean(_outcomes(records, "stream", "mean"), 0),
         seed_count(len(records), found),
     )
+
+
+def _over_episodes(records: Sequence[Mapping[str, Any]]) -> float:
+    """The standard deviation over the episodes of one model."""
+    return pooled(_outcome(record, "window")["returns"] for record in records)
+
+
+def _against(records: Sequence[Mapping[str, Any]], behind: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Of each seed: 0 as good as the random policy, 100 as the one behind the data."""
+    (best,), random = _outcomes(behind, "window", "mean") or [None], records[0]["references"].get("random")
+    if best is None or random is None:
+        return []
+    return [100 * (value - random) / (best - random) for value in _outcomes(records, "window", "mean")]
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
@@ -92,24 +133,33 @@ def _growth(points: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _sentences(places: Mapping[Key, Sequence[Found]]) -> list[str]:
-    """Each system against the policies behind the data, with the noise of their exploration and without."""
-    noisy: dict[str, list[bool]] = {}
-    noiseless: dict[str, list[bool]] = {}
-    for (system, column), found in places.items():
-        records = _done(found)
-        if system == BEHAVIOUR or not records:
-            continue
-        if values := _outcomes(records, "window", "measured"):
-            noisy.setdefault(system, []).append(statistics.mean(values) >= 100)
-        if behind := _outcomes(_done(places.get((BEHAVIOUR, column), [])), "window", "mean"):
-            mean = statistics.mean(_outcomes(records, "window", "mean"))
-            noiseless.setdefault(system, []).append(mean >= statistics.mean(behind))
+    """Each system against the policies behind the data, which act without their noise as it does."""
+    signs: dict[str, list[int]] = {}
+    for column in dict.fromkeys(column for _, column in places):
+        records = {system: done for (system, its), found in places.items() if its == column and (done := _done(found))}
+        estimates = _estimates(records)
+        if behind := estimates.pop(BEHAVIOUR, None):
+            for system, each in estimates.items():
+                sign = (-1 if each.mean < behind.mean else 1) if each.apart(behind, 0) else 0
+                signs.setdefault(system, []).append(sign)
+    told = [f"{system} {its.count(1)} / {its.count(0)} / {its.count(-1)}" for system, its in signs.items()]
+    if not told:
+        return []
     return [
-        f"Data sets on which a system's return is at least that of the policy behind them, {how}: "
-        f"{', '.join(f'{system} {sum(each)} of {len(each)}' for system, each in reached.items())}."
-        for how, reached in (("which explores by noise", noisy), ("acting without its noise", noiseless))
-        if reached
+        "Data sets on which a system's return is above that of the policy behind them, acting without its noise / "
+        f"cannot be told from it / is below it: {', '.join(told)}."
     ]
+
+
+def _estimates(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Estimate]:
+    """The mean return of each system on one data set."""
+    means = {system: _outcomes(its, "window", "mean") for system, its in records.items()}
+    deviation, found = pooled(means.values()), {}
+    for system, its in records.items():
+        episodes = sum(len(_outcome(record, "window")["returns"]) for record in its)
+        of_seeds = 0.0 if system == BEHAVIOUR else deviation  # it is one policy, and was not trained here
+        found[system] = Estimate.of(means[system], of_seeds, _over_episodes(its) / episodes**0.5)
+    return found
 
 
 def _speed(points: Sequence[Mapping[str, Any]]) -> list[str]:

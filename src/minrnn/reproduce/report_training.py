@@ -1,7 +1,6 @@
 """What experiments that train tell: tables of accuracies or losses, and learning curves."""
 
 import json
-import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Literal
 
 from minrnn.reproduce import figures
 from minrnn.reproduce.cells_training import task_of
+from minrnn.reproduce.estimates import Estimate, pooled
 from minrnn.reproduce.experiments import Experiment
 from minrnn.reproduce.page import (
     Figure,
@@ -191,32 +191,6 @@ def _curves(
     )
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds, and its standard error: of the seeds, and of the examination."""
-
-    mean: float
-    error: float
-
-    @classmethod
-    def of(cls, values: Sequence[float], deviation: float, eval_set: EvalSet) -> "Estimate":
-        mean = statistics.mean(values)
-        return cls(mean, math.hypot(deviation / len(values) ** 0.5, eval_set.error(mean)))
-
-    def apart(self, other: "Estimate", digits: int) -> bool:
-        """Whether two differ by more than twice the standard error of their difference, and by what is shown."""
-        least = 2 * math.hypot(self.error, other.error)
-        return abs(self.mean - other.mean) > least and f"{self.mean:.{digits}f}" != f"{other.mean:.{digits}f}"
-
-
-def _pooled(samples: Iterable[Sequence[float]]) -> float:
-    """The standard deviation within samples, which two or three seeds of one system would not tell; 0 if none has two
-    seeds."""
-    several = [sample for sample in samples if len(sample) > 1]
-    freedom = sum(len(sample) - 1 for sample in several)
-    return (sum((len(each) - 1) * statistics.variance(each) for each in several) / freedom) ** 0.5 if several else 0.0
-
-
 def _sentences(
     columns: Iterable[str],
     places: Mapping[Key, Sequence[Found]],
@@ -247,8 +221,10 @@ def _ranking(values: Mapping[str, Sequence[float]], metric: Metric, papers: Mapp
 
 def _best_and_worst(values: Mapping[str, Sequence[float]], metric: Metric, eval_set: EvalSet) -> str:
     """Which systems are first and which last, as far as they can be told apart, and which solve the task."""
-    deviation = _pooled(values.values())
-    estimates = {system: Estimate.of(each, deviation, eval_set) for system, each in values.items()}
+    deviation = pooled(values.values())
+    estimates = {
+        system: Estimate.of(each, deviation, eval_set.error(statistics.mean(each))) for system, each in values.items()
+    }
     low, high = (choose(estimates.values(), key=lambda each: each.mean) for choose in (min, max))
     span = " to ".join(dict.fromkeys(f"{end.mean:.{metric.digits}f}" for end in (low, high)))
 
