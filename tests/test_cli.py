@@ -79,7 +79,11 @@ def test_a_mixer_without_a_constant_state_trains_and_generates(text, tmp_path, c
     assert main(["generate", str(out), "--prompt", "12 times", "--length", "10"]) == 0
     assert capsys.readouterr().out.startswith("12 times")
     assert main(["generate", str(out), "--prompt", "12 times"]) == 0  # by default no longer than a training window
-    assert len(capsys.readouterr().out) == 24 + len("\n")
+    shown = capsys.readouterr()
+    assert len(shown.out) == 24 + len("\n") and not shown.err
+    assert main(["generate", str(out), "--prompt", "12 times " * 3]) == 0
+    shown = capsys.readouterr()
+    assert len(shown.out) == 27 + 1 + len("\n") and "one token more, for the prompt of 27 tokens fills" in shown.err
 
 
 def test_a_prompt_that_is_too_long_is_not_echoed(text, tmp_path, capsys):
@@ -249,8 +253,18 @@ def test_what_has_no_effect_is_said(text, tmp_path, capsys):
     small = ["--data", str(text), *SMALL, "--steps", "1", "--dropout", "0.5"]
     for mixer, told in (("gru", True), ("attention", False)):
         assert main(["train", *small, "--mixer", mixer, "--out", str(tmp_path / mixer)]) == 0
-        said = f"without effect: dropout; {mixer} has no MLP here, --mlp gives it one"
-        assert (said in capsys.readouterr().out) is told
+        said, shown = f"without effect: dropout; {mixer} has no MLP here, --mlp gives it one", capsys.readouterr().out
+        assert (said in shown) is told
+        assert "the learning rate only rises: --warmup 5 is not below --steps 1" in shown
+
+
+def test_the_printed_configuration_is_a_configuration(text, tmp_path, capsys):
+    assert main(["train", "--data", str(text), "--mixer", "minlstm", "--lr", "0.1", "--print_config"]) == 0
+    shown, file = capsys.readouterr().out, tmp_path / "run.yaml"
+    file.write_text(shown)
+    assert {"mixer: minlstm", "lr: 0.1", "beta2: 0.99"} < set(shown.splitlines())
+    assert main(["train", "--config", str(file), "--out", str(tmp_path / "run"), "--print_config"]) == 0
+    assert capsys.readouterr().out == shown and not (tmp_path / "run").exists()
 
 
 def test_bad_input_is_one_sentence(run, text, capsys, tmp_path):
@@ -294,6 +308,7 @@ def test_a_torn_model_is_named(run, tmp_path, capsys):
         ["bench", "--out", __file__],
         ["eval"],
         ["generate", "x", "--length", "x"],
+        ["generate", "x", "--length", "-1"],
         ["generate", "x", "--seed", "-1"],
         ["generate", "x", "--seed", str(2**64)],
         ["magic"],

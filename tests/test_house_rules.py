@@ -153,9 +153,8 @@ def test_snippets_of_the_readme_run(tmp_path, monkeypatch):
     tokenizer.save("runs/mine/tokenizer.json")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert blocks
-    scope: dict[str, object] = {}
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), scope)
+        exec(compile(block, "README.md", "exec"), {})
 
 
 def test_the_readmes_figures_are_those_of_the_committed_runs():

@@ -18,7 +18,11 @@ from minrnn import cli
         (["--scale", "big"], "scale must be one of smoke, laptop, paper, got 'big'"),
         (["layers", "--systems", "x"], "systems must be of .*, got 'x'"),
         (["--jobs", "0"], "--jobs: must be at least 1, got 0"),
-        (["lm", "--data", "none.txt"], "--data: must be a file or a directory, got 'none.txt', which is not there"),
+        (["lm", "--data", "none.txt"], "--data: must be a file, got 'none.txt'"),
+        (["rl", "--scale", "paper", "--data", __file__], "--data: must be a directory, got"),
+        (["lm", "rl", "--scale", "paper", "--data", "."], "--data: a file for lm and best, a directory for rl"),
+        (["lm", "--scale", "smoke", "--data", __file__], "--data: none of these experiments reads it at this scale"),
+        (["layers", "--report"], "--report: the page is of all that is there"),
     ],
 )
 def test_bad_arguments_are_named(arguments, match, capsys):

@@ -69,6 +69,7 @@ def train(arguments: list[str]) -> int:
     huge_pages = use_huge_pages()  # before lightning is imported, which makes tensors
 
     import jsonargparse
+    import yaml
 
     from minrnn.train.config import TASKS, RunConfig, parts_of
     from minrnn.train.module import Interrupted
@@ -89,19 +90,23 @@ def train(arguments: list[str]) -> int:
         description=train.__doc__,
         formatter_class=jsonargparse.DefaultHelpFormatter,
         allow_abbrev=False,
+        print_config=None,  # it would print what was given, without the defaults
     )
     parser.add_argument(
         "--config", action=Preset, help=f"a YAML file that sets any of these keys, or a preset: {', '.join(presets)}"
     )
     parser.add_argument("--out", type=str, help="directory of the run; runs/DATA-MIXER if not given")
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in that directory")
+    parser.add_argument(
+        "--print_config", action="store_true", help="print all keys of the run, as --config reads them, and do no more"
+    )
     parser.add_argument("--task", type=str, help=f"what is learned: {' or '.join(TASKS)}; it decides which keys follow")
     for part in parts_of(_task_of(arguments, presets)).values():
         parser.add_class_arguments(part)
     keys = [re.sub(r"^--[\w-]+", lambda key: "--" + key[0][2:].replace("-", "_"), each) for each in arguments]
     given = dict(parser.parse_args(keys, defaults=False).items())
     given.pop("config", None)
-    out, resume = given.pop("out", None), given.pop("resume", False)
+    out, resume, print_config = given.pop("out", None), given.pop("resume", False), given.pop("print_config", False)
     try:
         config = None if resume and out else RunConfig.from_dict(given)
     except TypeError as error:  # of a mixer's option: the parser knows no types of those
@@ -114,6 +119,9 @@ def train(arguments: list[str]) -> int:
             if value != (kept := config.to_dict()[key]):
                 raise ValueError(f"--{key} must be {kept!r} to resume the run in {run}, got {value!r}")
         config = dataclasses.replace(config, task=dataclasses.replace(config.task, data=data))
+    if print_config:
+        sys.stdout.write(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        return 0
     console = make_console()
     if huge_pages:
         console.print(f"[dim]{HUGE_PAGES}=1: torch's CPU allocator uses huge pages[/]", highlight=False)
@@ -121,6 +129,9 @@ def train(arguments: list[str]) -> int:
     if without and not config.backbone.mlp:
         what = f"without effect: {', '.join(without)}; {config.backbone.mixer} has no MLP here, --mlp gives it one"
         say(console, what)
+    if config.train.warmup >= config.train.steps:
+        steps = f"--warmup {config.train.warmup} is not below --steps {config.train.steps}"
+        say(console, f"the learning rate only rises: {steps}")
     try:
         train_run(config, run, resume=resume, console=console)
     except Interrupted as stop:
@@ -211,6 +222,8 @@ def generate(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if given.seed is not None and not 0 <= given.seed < 2**64:
         parser.error(f"argument --seed: must be in [0, 2**64), got {given.seed}")
+    if given.length is not None and given.length < 0:
+        parser.error(f"argument --length: must be at least 0, got {given.length}")
 
     import torch
 
@@ -230,6 +243,9 @@ def generate(arguments: list[str]) -> int:
             config = RunConfig.of_run(given.run).task
             assert isinstance(config, TextConfig), "what has a tokenizer has learned a text"
             length = max(1, min(length, config.length - len(prompt)))
+            if length == 1:
+                what = f"the prompt of {len(prompt)} tokens fills the model's training windows of {config.length}"
+                sys.stderr.write(f"minrnn generate: one token more, for {what}; --length asks for others\n")
     ids = models.generate(
         model,
         prompt,

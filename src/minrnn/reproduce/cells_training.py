@@ -180,15 +180,13 @@ def lm(scale: Scale) -> Iterable[Cell]:
     task, shape, train = _shakespeare(scale)
     if scale == "laptop":
         train = {**train, "steps": 2000}
+    heads: Settings = {"heads": 6 if scale != "laptop" else 4, "dropout": 0.2}
     systems = {
         "minGRU": {**shape, **_AROUND, **_with(MINGRU, expansion=2.0)},
         "minLSTM": {**shape, **_AROUND, **_with(MINLSTM, expansion=2.0)},
         "Mamba": {**shape, "mixer": "mamba"},
-        "Transformer": {
-            **shape,
-            "mixer": "attention",
-            "mixer_options": {"heads": 6 if scale != "laptop" else 4, "dropout": 0.2, "max_length": task["length"]},
-        },
+        "Transformer": {**shape, "mixer": "attention", "mixer_options": {**heads, "max_length": task["length"]}},
+        "Transformer, rotary": {**shape, "mixer": "attention", "mixer_options": {**heads, "positions": "rotary"}},
     }
     yield from _training("lm", 1, task, train, systems)
     if scale == "laptop":

@@ -1,4 +1,4 @@
-"""What a run directory holds, written written so that neither a crash, a full disk nor an untrusted file does harm.
+"""What a run directory holds, written so that neither a crash, a full disk nor an untrusted file does harm.
 
 train.json         the whole configuration, with the data's checksum     config.json        the model's
 tokenizer.json     of a text: to tokens and back                         model.safetensors  its weights
