@@ -61,9 +61,7 @@ def main(argv: list[str]) -> int:
         if not kinds:
             parser.error("argument --data: none of these experiments reads it at this scale; leave it out")
         if len(kinds) > 1:
-            parser.error(
-                "argument --data: a file for lm and best, a directory for rl: name them apart"
-            )
+            parser.error("argument --data: a file for lm and best, a directory for rl: name them apart")
         (kind,) = kinds
         if not (Path(given.data).is_file() if kind == "file" else Path(given.data).is_dir()):
             parser.error(f"argument --data: must be a {kind}, got {given.data!r}")

@@ -104,8 +104,8 @@ _LM = (
     "for 500 steps",
     "the held-out loss is of every character that is held out, in windows from zero state",
     "Mamba without an MLP, as its authors have it, so that dropout, which acts on MLPs, does nothing to it",
-    "the paper's Transformer is taken to have learned positions, as nanoGPT's; beside it one with rotary positions, which "
-    "learns in fewer steps",
+    "the paper's Transformer is taken to have learned positions, as nanoGPT's; beside it one with rotary positions, "
+    "which learns in fewer steps",
 )
 _RECIPES = (
     "an MLP of 3.5 widths: 6.3 M weights at width 384",

@@ -98,7 +98,7 @@ def _section(name: str, experiment: Experiment, scale: Scale, found: Sequence[Fo
         known=[*_sure(published), *NOTES.get(name, ())],
         shared=_shared([each.cell.config for each in found]),
         cost=_cost([each.record["seconds"] for each in done]),
-        origins=_origins(done),
+        origins=[*_origins(done), *_measured_again(done)],
     )
 
 
@@ -157,10 +157,31 @@ def _origins(done: Sequence[Found]) -> list[str]:
         asked = config.get("train", config.get("table", {})).get("precision")
         if precision := found.record.get("precision", asked):
             where += f", {precision}"
-        commit = re.sub(r"^(.{12})[0-9a-f]*", r"commit \1", each["commit"]) if each["commit"] else "an installed copy"
+        commit = _commit(each)
         threads = f"{each['threads']} thread{'s' * (each['threads'] > 1)}"
         versions = f"minrnn {each['minrnn']} ({commit}), torch {each['torch']}, Python {each['python']}"
         origins.setdefault(f"{versions}; {where}, {threads}, {each['system']}", []).append(each["date"])
+    return _dated(origins)
+
+
+def _measured_again(done: Sequence[Found]) -> list[str]:
+    """Of cells whose peak memory is of another run than their times."""
+    origins: dict[str, list[str]] = {}
+    for found in done:
+        if each := found.record.get("peak_memory"):
+            text = (
+                f"their peak memory, measured again: {_commit(each)}, torch {each['torch']}, {each['cpu_capability']}"
+            )
+            origins.setdefault(text, []).append(each["date"])
+    return _dated(origins)
+
+
+def _commit(facts: Mapping[str, Any]) -> str:
+    return re.sub(r"^(.{12})[0-9a-f]*", r"commit \1", facts["commit"]) if facts["commit"] else "an installed copy"
+
+
+def _dated(origins: Mapping[str, Sequence[str]]) -> list[str]:
+    """Each origin with the number of its cells and their first and last day."""
     return [
         f"{text}; {len(dates)} cell{'s' * (len(dates) > 1)}, {min(dates)[:10]}"
         + (f" to {max(dates)[:10]}" if max(dates)[:10] != min(dates)[:10] else "")
