@@ -186,7 +186,7 @@ def lm(scale: Scale) -> Iterable[Cell]:
         "minLSTM": {**shape, **_AROUND, **_with(MINLSTM, expansion=2.0)},
         "Mamba": {**shape, "mixer": "mamba"},
         "Transformer": {**shape, "mixer": "attention", "mixer_options": {**heads, "max_length": task["length"]}},
-        "Transformer, rotary": {**shape, "mixer": "attention", "mixer_options": {**heads, "positions": "rotary"}},
+        "rotary Transformer": {**shape, "mixer": "attention", "mixer_options": {**heads, "positions": "rotary"}},
     }
     yield from _training("lm", 1, task, train, systems)
     if scale == "laptop":
