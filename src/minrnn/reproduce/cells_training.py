@@ -180,13 +180,18 @@ def lm(scale: Scale) -> Iterable[Cell]:
     task, shape, train = _shakespeare(scale)
     if scale == "laptop":
         train = {**train, "steps": 2000}
+    attention: Settings = {**shape, "mixer": "attention"}
     heads: Settings = {"heads": 6 if scale != "laptop" else 4, "dropout": 0.2}
     systems = {
         "minGRU": {**shape, **_AROUND, **_with(MINGRU, expansion=2.0)},
         "minLSTM": {**shape, **_AROUND, **_with(MINLSTM, expansion=2.0)},
         "Mamba": {**shape, "mixer": "mamba"},
         "Transformer": {**shape, "mixer": "attention", "mixer_options": {**heads, "max_length": task["length"]}},
-        "rotary Transformer": {**shape, "mixer": "attention", "mixer_options": {**heads, "positions": "rotary"}},
+        "Transformer with rotary positions": {
+            **shape,
+            "mixer": "attention",
+            "mixer_options": {**heads, "positions": "rotary"},
+        },
     }
     yield from _training("lm", 1, task, train, systems)
     if scale == "laptop":
