@@ -186,12 +186,8 @@ def lm(scale: Scale) -> Iterable[Cell]:
         "minGRU": {**shape, **_AROUND, **_with(MINGRU, expansion=2.0)},
         "minLSTM": {**shape, **_AROUND, **_with(MINLSTM, expansion=2.0)},
         "Mamba": {**shape, "mixer": "mamba"},
-        "Transformer": {**shape, "mixer": "attention", "mixer_options": {**heads, "max_length": task["length"]}},
-        "Transformer with rotary positions": {
-            **shape,
-            "mixer": "attention",
-            "mixer_options": {**heads, "positions": "rotary"},
-        },
+        "Transformer": {**attention, "mixer_options": {**heads, "max_length": task["length"]}},
+        "Transformer with rotary positions": {**attention, "mixer_options": {**heads, "positions": "rotary"}},
     }
     yield from _training("lm", 1, task, train, systems)
     if scale == "laptop":
