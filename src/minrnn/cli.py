@@ -242,8 +242,9 @@ def generate(arguments: list[str]) -> int:
         if not model.constant_state:  # it may know no longer text than those that it was trained on
             config = RunConfig.of_run(given.run).task
             assert isinstance(config, TextConfig), "what has a tokenizer has learned a text"
-            length = max(1, min(length, config.length - len(prompt)))
-            if length == 1:
+            room = config.length - len(prompt)
+            length = max(1, min(length, room))
+            if room < 1:
                 what = f"the prompt of {len(prompt)} tokens fills the model's training windows of {config.length}"
                 sys.stderr.write(f"minrnn generate: one token more, for {what}; --length asks for others\n")
     ids = models.generate(

@@ -19,6 +19,7 @@ from minrnn._console import say
 from minrnn._files import locked, replace_files
 from minrnn.mixers import mixer_config
 from minrnn.models import BackboneConfig
+from minrnn.tasks.corpus import DOWNLOADS
 
 Scale = Literal["smoke", "laptop", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
@@ -55,6 +56,13 @@ class Cell:
     def name(self) -> str:
         """EXPERIMENT/SYSTEM-COLUMN-SEED, as in the folder."""
         return f"{self.experiment}/{re.sub('[^a-z0-9]+', '-', f'{self.system} {self.column} {self.seed}'.lower())}"
+
+    @property
+    def reads(self) -> Literal["file", "directory"] | None:
+        """What of the user's it reads, as `--data` names it."""
+        if "files" in self.config.get("data", {}):
+            return "directory"
+        return "file" if self.config.get("task", {}).get("data") in DOWNLOADS else None
 
 
 class Results:

@@ -4,16 +4,14 @@ import argparse
 import signal
 import sys
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 
 from minrnn._console import say
 from minrnn.reproduce import report
-from minrnn.reproduce.cells import SCALES, Cell, Results
+from minrnn.reproduce.cells import SCALES, Results
 from minrnn.reproduce.experiments import EXPERIMENTS, cells
 from minrnn.reproduce.runner import run
-from minrnn.tasks.corpus import DOWNLOADS
 
 EPILOG = f"""\
 Experiments:
@@ -57,7 +55,7 @@ def main(argv: list[str]) -> int:
     if given.report and (given.experiments or given.systems or given.data):
         parser.error("argument --report: the page is of all that is there; leave out EXPERIMENT, --systems and --data")
     if given.data:
-        kinds = {kind for cell in wanted if (kind := _reads(cell))}
+        kinds = {cell.reads for cell in wanted} - {None}
         if not kinds:
             parser.error("argument --data: none of these experiments reads it at this scale; leave it out")
         if len(kinds) > 1:
@@ -82,10 +80,3 @@ def main(argv: list[str]) -> int:
     if failed:
         say(console, f"{failed} cells failed: the report names them; the same command tries them again")
     return 1 if failed else 0
-
-
-def _reads(cell: Cell) -> Literal["file", "directory"] | None:
-    """What of the user's a cell reads."""
-    if "files" in cell.config.get("data", {}):
-        return "directory"
-    return "file" if cell.config.get("task", {}).get("data") in DOWNLOADS else None

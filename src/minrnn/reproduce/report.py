@@ -85,7 +85,7 @@ def _section(name: str, experiment: Experiment, scale: Scale, found: Sequence[Fo
     of_metric = {"seconds": report_timing, "return": report_rl}.get(experiment.metric, report_training)
     findings = of_metric.summarize(name, experiment, found, published)
     counts = Counter(each.state for each in found)
-    of_users = any("files" in each.cell.config.get("data", ()) for each in found)
+    of_users = any(each.cell.reads == "directory" for each in found)
     return Section(
         name=name,
         about=experiment,
@@ -157,9 +157,8 @@ def _origins(done: Sequence[Found]) -> list[str]:
         asked = config.get("train", config.get("table", {})).get("precision")
         if precision := found.record.get("precision", asked):
             where += f", {precision}"
-        commit = _commit(each)
         threads = f"{each['threads']} thread{'s' * (each['threads'] > 1)}"
-        versions = f"minrnn {each['minrnn']} ({commit}), torch {each['torch']}, Python {each['python']}"
+        versions = f"minrnn {each['minrnn']} ({_commit(each)}), torch {each['torch']}, Python {each['python']}"
         origins.setdefault(f"{versions}; {where}, {threads}, {each['system']}", []).append(each["date"])
     return _dated(origins)
 

@@ -105,9 +105,10 @@ def _over_episodes(records: Sequence[Mapping[str, Any]]) -> float:
 
 def _against(records: Sequence[Mapping[str, Any]], behind: Sequence[Mapping[str, Any]]) -> list[float]:
     """Of each seed: 0 as good as the random policy, 100 as the one behind the data."""
-    (best,), random = _outcomes(behind, "window", "mean") or [None], records[0]["references"].get("random")
-    if best is None or random is None:
+    random = records[0]["references"].get("random")
+    if random is None or not behind:
         return []
+    (best,) = _outcomes(behind, "window", "mean")
     return [100 * (value - random) / (best - random) for value in _outcomes(records, "window", "mean")]
 
 
