@@ -140,6 +140,11 @@ def test_sweep_end_to_end(swept):
     assert "GB/s" in printed
 
 
+@pytest.mark.parametrize(("count", "words"), [(1, "a CPU, 1 thread, torch 2"), (2, "a CPU, 2 threads, torch 2")])
+def test_a_figure_says_where_it_is_from(count, words):
+    assert report.host({"cpu": "a CPU", "threads": count, "torch": "2"}) == words
+
+
 def test_the_figure_is_a_png(swept):
     pytest.importorskip("matplotlib")
     picture = (swept[0] / f"{facts.machine()}-lengths.png").read_bytes()

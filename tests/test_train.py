@@ -156,7 +156,9 @@ def test_training_ends_where_it_no_longer_helps_and_keeps_the_best(config, tmp_p
     monkeypatch.setattr(TextTask, "evaluate", rising)
     settings = dataclasses.replace(config.train, eval_every=10, patience=20, keep="best", steps=1000)
     config = dataclasses.replace(config, train=settings)
-    result = train(config, tmp_path / "run", console=QUIET)
+    console = Console(file=io.StringIO())
+    result = train(config, tmp_path / "run", console=console)
+    assert "--keep best" not in console.file.getvalue()
     assert result["held_out"] == measured[0] and (result["steps"], result["best_step"]) == (30, 10)
     assert curve(tmp_path / "run")[-1]["step"] == 30 and len(measured) == 3
     task, model = TextTask(config.task), minrnn.models.load(tmp_path / "run")
@@ -174,7 +176,9 @@ def test_a_run_that_ends_within_a_few_steps_has_a_curve(config, tmp_path, monkey
     settings = dataclasses.replace(config.train, eval_every=1, patience=2)
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure.axes[0]))
-    assert train(dataclasses.replace(config, train=settings), tmp_path / "run", console=QUIET)["steps"] == 3
+    console = Console(file=io.StringIO())
+    assert train(dataclasses.replace(config, train=settings), tmp_path / "run", console=console)["steps"] == 3
+    assert "the lowest was 5.0000, at step 1: --keep best keeps that model" in console.file.getvalue()
     (axes,) = drawn
     low, high = axes.get_ylim()
     training, held_out = (line.get_ydata() for line in axes.lines)

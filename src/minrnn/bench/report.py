@@ -40,8 +40,13 @@ def write_json(path: Path, result: dict[str, object]) -> None:
 
 def host(about: dict) -> str:
     """What a figure says of where its numbers come from: the GPU, or the processor and its threads."""
-    where = about["gpu"]["name"] if about.get("gpu") else f"{about['cpu']}, {about['threads']} threads"
+    where = about["gpu"]["name"] if about.get("gpu") else f"{about['cpu']}, {threads(about['threads'])}"
     return f"{where}, torch {about['torch']}"
+
+
+def threads(count: int) -> str:
+    """A number of threads, in words."""
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def log_axes(axes: Any, title: str, lengths: Sequence[int]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from minrnn._files import replace_files
+from minrnn.bench.report import threads
 from minrnn.reproduce import figures, report_rl, report_timing, report_training
 from minrnn.reproduce.cells import Cell, Results, Scale
 from minrnn.reproduce.experiments import EXPERIMENTS, Experiment
@@ -157,9 +158,9 @@ def _origins(done: Sequence[Found]) -> list[str]:
         asked = config.get("train", config.get("table", {})).get("precision")
         if precision := found.record.get("precision", asked):
             where += f", {precision}"
-        threads = f"{each['threads']} thread{'s' * (each['threads'] > 1)}"
+        where += f", {threads(each['threads'])}"
         versions = f"minrnn {each['minrnn']} ({_commit(each)}), torch {each['torch']}, Python {each['python']}"
-        origins.setdefault(f"{versions}; {where}, {threads}, {each['system']}", []).append(each["date"])
+        origins.setdefault(f"{versions}; {where}, {each['system']}", []).append(each["date"])
     return _dated(origins)
 
 
