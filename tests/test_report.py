@@ -330,7 +330,7 @@ def speed(monkeypatch):
 
     def cell(length):
         config = {"measure": "speed", "batch": 64, "width": 128, "length": length, "systems": list(systems)}
-        return Cell("speed", "all", f"length {length}", 0, config)
+        return Cell("speed", "width 64", f"length {length}", 0, config)
 
     def measured(length):
         points = [
@@ -374,7 +374,7 @@ def test_times_stand_beside_the_papers(speed, tmp_path):
     assert ["MinGRU over GRU-loop", "2"] in found
     assert "Speed-up, lowest to highest: MinGRU over GRU-loop 25.2." in markdown
     assert "Peak memory as a multiple, lowest to highest: MinGRU over GRU-loop 2." in markdown
-    assert "- GRU-loop: measured up to length 512 (at length 4,096)." in markdown
+    assert "- GRU-loop: measured up to length 512 (width 64, at length 4,096)." in markdown
     assert found[2][2] == "2 done, 1 missing"
     drawn = (tmp_path / "figures" / "speed-0.svg").read_text(encoding="utf-8")
     assert "time of a training step, ms" in drawn and "MinGRU over GRU-loop" in drawn

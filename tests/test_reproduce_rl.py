@@ -12,7 +12,7 @@ from minrnn.reproduce import measure_rl, report_rl
 from minrnn.reproduce.cells import Results
 from minrnn.reproduce.cells_rl import BEHAVIOUR
 from minrnn.reproduce.experiments import EXPERIMENTS, cells
-from minrnn.reproduce.page import Found
+from minrnn.reproduce.page import ONE_SEED, Found
 from minrnn.reproduce.published import PUBLISHED
 from minrnn.reproduce.runner import run
 from minrnn.rl.collect import last_behaviour
@@ -159,7 +159,7 @@ def test_numbers_are_those_worked_out_by_hand():
     ]
     behind = of(wanted, BEHAVIOUR, "Hopper medium")
 
-    def summary(mean):
+    def summary(mean, done=done):
         behaved = found(behind, [outcome("window", mean, 30.0), outcome("stream", mean, 30.0)], 100)
         every = [*done, behaved, *missing, Found(cell, "done", {"points": points})]
         return report_rl.summarize("rl", EXPERIMENTS["rl"], every, PUBLISHED["rl"])
@@ -189,3 +189,7 @@ def test_numbers_are_those_worked_out_by_hand():
     # The standard error is 50.5 (71 over two seeds, 14 over four episodes), and 10 of the policy behind the data.
     told = {mean: summary(mean).sentences[0].partition("DminGRU ")[2] for mean in (946.0, 948.0, 1152.0, 1154.0)}
     assert told == {946.0: "1 / 0 / 0.", 948.0: "0 / 1 / 0.", 1152.0: "0 / 1 / 0.", 1154.0: "0 / 0 / 1."}
+    # Of one seed 14: 10 over its two episodes, and 10 of the policy's.
+    alone = {mean: summary(mean, done[:1]).sentences for mean in (971.0, 972.0)}
+    assert alone[971.0][0].endswith("DminGRU 1 / 0 / 0.") and alone[972.0][0].endswith("DminGRU 0 / 1 / 0.")
+    assert alone[971.0][1] == ONE_SEED

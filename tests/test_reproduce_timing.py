@@ -10,8 +10,9 @@ from conftest import QUIET
 from minrnn.bench import measure
 from minrnn.bench.systems import SYSTEMS
 from minrnn.models import LanguageModel
-from minrnn.reproduce import measure_timing
-from minrnn.reproduce.experiments import cells
+from minrnn.reproduce import measure_timing, report_timing
+from minrnn.reproduce.experiments import EXPERIMENTS, cells
+from minrnn.reproduce.page import Found
 
 TIMED = cells(["speed", "inference"], "smoke")
 
@@ -127,6 +128,21 @@ def test_contexts_of_every_system(measured):
                 assert point[part]["count"] == config["rounds"]
                 assert point[f"{part}_speedup_over"].keys() == set(SYSTEMS[point["system"]].over) & set(expected)
     assert {record["left_out"].get("attention") for _, record in measured} == {None, "measured up to length 4"}
+
+
+def test_the_report_says_who_is_left_out_and_where():
+    left_out = {"batch 8": [16, 32], "batch 64": [32]}
+    found = [
+        Found(cell, "done", {"points": [], "left_out": {"attention": "measured up to length 8"}})
+        for batch, lengths in left_out.items()
+        for length in lengths
+        for cell in [dataclasses.replace(changed(TIMED[-1], length=length), system=batch)]
+    ]
+    gaps = report_timing.summarize("inference", EXPERIMENTS["inference"], found, {}).gaps
+    assert gaps == [
+        "attention: measured up to length 8 (batch 8, at length 16, 32).",
+        "attention: measured up to length 8 (batch 64, at length 32).",
+    ]
 
 
 def test_what_is_timed_is_a_context_and_the_token_after_it(rounds):

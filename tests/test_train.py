@@ -29,7 +29,7 @@ from minrnn.tasks.answers import Questions
 from minrnn.tasks.text import score
 from minrnn.train import RunConfig, TrainConfig
 from minrnn.train.files import CheckpointFile, Metrics
-from minrnn.train.module import AT_ONCE, Batches, Interrupted, Journal
+from minrnn.train.module import AT_ONCE, Batches, Interrupted, Journal, Training
 from minrnn.train.run import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -400,6 +400,16 @@ def test_a_torn_checkpoint_is_named(stopped, size):
         train(RunConfig.of_run(stopped), stopped, resume=True, console=QUIET)
 
 
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_what_the_machine_lacks_is_not_the_checkpoints_fault(stopped, kind, monkeypatch):
+    def fail(module):
+        raise kind("out of memory")
+
+    monkeypatch.setattr(Training, "configure_optimizers", fail)
+    with pytest.raises(kind):
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=QUIET)
+
+
 def test_a_checkpoint_of_something_else_is_named(stopped):
     torch.save({"weights": torch.zeros(3)}, stopped / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint: .*checkpoint.pt is torn, or not a checkpoint"):
@@ -449,6 +459,12 @@ def test_a_run_in_use_is_not_overwritten(whole, config):
     with pytest.raises(ValueError, match=r"--out must be a new directory, got .* --resume goes on"):
         train(config, whole, console=QUIET)
     assert curve(whole) == before
+
+
+def test_a_directory_without_a_run_is_not_said_to_have_one(config, tmp_path):
+    (tmp_path / "tokenizer.json").touch()
+    with pytest.raises(ValueError, match=r"--out must be a new directory, got .*, and has no run to resume$"):
+        train(config, tmp_path, console=QUIET)
 
 
 def test_nothing_is_left_of_a_run_that_could_not_begin(config, tmp_path):

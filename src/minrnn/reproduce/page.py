@@ -10,6 +10,7 @@ from minrnn.reproduce.published import Key
 
 State = Literal["done", "failed", "refused", "not finished", "missing"]
 STATES: tuple[State, ...] = get_args(State)
+ONE_SEED = "Where a system has one seed, its spread over seeds is unknown."
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 URL = "https://arxiv.org/abs/2410.01201"
 
 ARTICLE = "quoted by a news article on the paper and by a translation of it"
-NAMED = "quoted by a news article on the paper; which system each belongs to is from a translation of it"
+NAMED = "quoted by a news article on the paper; which system each belongs to is from a translation or a summary"
 SUMMARY = "from a summary of the paper; digits may be garbled"
 TRANSLATION = "from a translation of the paper; digits may be garbled"
 MEMORY = "from memory, unverified"

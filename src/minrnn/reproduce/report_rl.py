@@ -7,7 +7,17 @@ from typing import Any
 from minrnn.reproduce.cells_rl import BEHAVIOUR
 from minrnn.reproduce.estimates import Estimate, pooled
 from minrnn.reproduce.experiments import Experiment
-from minrnn.reproduce.page import Findings, Found, Table, by_place, placeholder, seed_count, shown, stdev
+from minrnn.reproduce.page import (
+    ONE_SEED,
+    Findings,
+    Found,
+    Table,
+    by_place,
+    placeholder,
+    seed_count,
+    shown,
+    stdev,
+)
 from minrnn.reproduce.published import Key, Number
 
 _MEASURED = (
@@ -146,9 +156,11 @@ def _sentences(places: Mapping[Key, Sequence[Found]]) -> list[str]:
     told = [f"{system} {its.count(1)} / {its.count(0)} / {its.count(-1)}" for system, its in signs.items()]
     if not told:
         return []
+    of_one = any(len(_done(found)) == 1 for (system, _), found in places.items() if system != BEHAVIOUR)
     return [
         "Data sets on which a system's return is above that of the policy behind them, acting without its noise / "
-        f"cannot be told from it / is below it: {', '.join(told)}."
+        f"cannot be told from it / is below it: {', '.join(told)}.",
+        *([ONE_SEED] if of_one else []),
     ]
 
 

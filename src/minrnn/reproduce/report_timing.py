@@ -11,6 +11,11 @@ from minrnn.reproduce.published import Key, Number
 
 Point = Mapping[str, Any]
 
+_MEASURED = (
+    "Medians (and quartiles) of rounds in which the systems take turns, slow ones in the first few alone; a speed-up "
+    "is the median of the ratios in the rounds that both took part in, not the ratio of the two medians"
+)
+
 
 class Value(NamedTuple):
     """A number, or the median of so many rounds with its quartiles in words."""
@@ -77,7 +82,7 @@ def summarize(name: str, experiment: Experiment, found: Sequence[Found], publish
     """What the cells of an experiment with points show."""
     settings: dict[str, Setting] = {}
     quantities = QUANTITIES[found[0].cell.config["measure"]]
-    reasons: dict[str, list[int]] = {}
+    reasons: dict[tuple[str, str], list[int]] = {}
     for each in found:
         record = each.record
         for point in record.get("points", ()):
@@ -91,9 +96,9 @@ def summarize(name: str, experiment: Experiment, found: Sequence[Found], publish
                 for line, value in quantity.of(point):
                     lines.setdefault(line, {})[point["length"]] = value
         for system, reason in record.get("left_out", {}).items():
-            reasons.setdefault(f"{system}: {reason}", []).append(each.cell.config["length"])
+            reasons.setdefault((f"{system}: {reason}", each.cell.system), []).append(each.cell.config["length"])
     return Findings(
-        measured="Medians (and quartiles) of rounds in which all systems take turns; speed-ups: of ratios in a round",
+        measured=_MEASURED,
         sentences=[sentence for quantity in quantities for sentence in _sentence(quantity, settings)],
         tables=list(_compared(settings, published)),
         more=[
@@ -101,8 +106,8 @@ def summarize(name: str, experiment: Experiment, found: Sequence[Found], publish
         ],
         figures=[_draw(f"{name}-{i}", *each, published) for i, each in enumerate(settings.items())],
         gaps=[
-            f"{reason} (at length {', '.join(f'{length:,}' for length in sorted(set(lengths)))})."
-            for reason, lengths in reasons.items()
+            f"{reason} ({place}, at length {', '.join(f'{length:,}' for length in sorted(lengths))})."
+            for (reason, place), lengths in reasons.items()
         ],
     )
 

@@ -12,6 +12,7 @@ from minrnn.reproduce.cells_training import task_of
 from minrnn.reproduce.estimates import Estimate, pooled
 from minrnn.reproduce.experiments import Experiment
 from minrnn.reproduce.page import (
+    ONE_SEED,
     Figure,
     Findings,
     Found,
@@ -44,7 +45,7 @@ class Metric:
 
 METRICS = {
     "accuracy": Metric(
-        "Accuracy in % after the last step, so nothing is chosen on what is examined",
+        "Accuracy in % after the last step, so the step is not chosen on what is examined",
         "accuracy, %", "result", "accuracy", 100.0, 1, None,
     ),
     "held_out": Metric(
@@ -87,7 +88,7 @@ def summarize(name: str, experiment: Experiment, found: Sequence[Found], publish
     if experiment.along == "systems":
         told = list(_sentences(columns, places, published, metric, eval_sets))
         if told and any(len(_values(seeds, metric)) == 1 for seeds in places.values()):
-            told.append("Where a system has one seed, its spread over seeds is unknown.")
+            told.append(ONE_SEED)
     else:
         told = list(_along_columns(places, metric))
     return Findings(metric.words, told, tables, [], drawn, [])

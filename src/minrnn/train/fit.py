@@ -62,6 +62,8 @@ def fit(model: SequenceModel, task: Task, config: TrainConfig, run: Path, consol
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # nothing is wrong with the checkpoint
+        raise
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         if checkpoint is None or journal.began:
             raise

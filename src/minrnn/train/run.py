@@ -48,9 +48,8 @@ def train(
     console = console or make_console()
     main_process = rank_zero_only.rank == 0  # Lightning starts the others with this same call
     if main_process and not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(
-            f"train: --out must be a new directory, got {out}, which exists: --resume goes on with its run"
-        )
+        how = ": --resume goes on with its run" if (out / "train.json").exists() else ", and has no run to resume"
+        raise ValueError(f"train: --out must be a new directory, got {out}, which exists{how}")
     job: Job = JOBS[type(config.task)](config.task, out if resume else None)
     stored = RunConfig.of_run(out) if resume else None
     noted = dataclasses.replace(stored or config, task=job.noted())
