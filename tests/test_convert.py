@@ -36,19 +36,48 @@ def test_lucidrains(expansion):
     assert_close(y @ rest["output"].T if rest else y, theirs(x), x.dtype)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_cheind(bias):
-    layers = [nn.Linear(D, 2 * H, bias), nn.Linear(H, 2 * D, bias)]
-    weights = {f"gate_hidden_layers.{i}.{n}": p for i, m in enumerate(layers) for n, p in m.named_parameters()}
-    weights["align_layers.0.weight"] = torch.randn(H, D)
-    x = torch.randn(3, 11, D)
-    expected = y = x
-    for (rnn, rest), layer, width in zip(convert_mingru(weights), layers, (H, D), strict=True):
-        gate, candidate = layer(expected).chunk(2, -1)
-        expected = written(gate, candidate, torch.full((3, width), 0.5))
-        y, _ = rnn(y)
-        assert set(rest) == ({"align.weight"} if width == H else set())
-    assert_close(y, expected, x.dtype)
+class Cheind(nn.Module):
+    """cheind/mingru's `MinGRU`, by the names of its weights and what it computes."""
+
+    def __init__(self, input_size, hidden_sizes, bias=True, norm=False, residual=False):
+        super().__init__()
+        self.residual, self.layers = residual, nn.ModuleList()
+        for d, h in zip([input_size, *hidden_sizes], hidden_sizes):  # noqa: B905
+            around = {
+                "norm": nn.LayerNorm(d) if norm else nn.Identity(),
+                "gate_hidden": nn.Linear(d, 2 * h, bias),
+                "res_align": nn.Linear(d, h, bias=False) if residual and d != h else nn.Identity(),
+            }
+            self.layers.append(nn.ModuleDict(around))
+
+    def forward(self, x):
+        for layer in self.layers:
+            gate, hidden = layer["gate_hidden"](layer["norm"](x)).chunk(2, 2)
+            h = written(gate, hidden, torch.full_like(gate[:, 0], 0.5))
+            x = h + layer["res_align"](x) if self.residual else h
+        return x
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"norm": True, "residual": True}, {"residual": True}])
+def test_cheind(options):
+    theirs, x = Cheind(D, [H, D, D], **options).double(), torch.randn(3, 11, D, dtype=torch.double)
+    if options.get("norm"):
+        nn.init.normal_(theirs.layers[0]["norm"].weight)
+    y = x
+    for rnn, rest in convert_mingru(theirs.state_dict()):
+        norm = [rest.pop(f"norm.{part}") for part in ("weight", "bias")] if options.get("norm") else None
+        h, _ = rnn(nn.functional.layer_norm(y, norm[0].shape, *norm) if norm else y)
+        align = rest.pop("align", None)
+        assert not rest and (align is not None) == ("residual" in options and rnn.input_size != rnn.hidden_size)
+        y = h + (y if align is None else y @ align.T) if "residual" in options else h
+    assert_close(y, theirs(x), x.dtype)
+
+
+def test_a_cell_of_cheind():
+    layer, x = nn.Linear(D, 2 * H), torch.randn(3, 11, D)
+    ((rnn, rest),) = convert_mingru({f"to_gate_hidden.{name}": each for name, each in layer.named_parameters()})
+    assert not rest
+    assert_close(rnn(x)[0], written(*layer(x).chunk(2, -1), torch.full((3, H), 0.5)), x.dtype)
 
 
 def test_pufferlib():
@@ -97,13 +126,22 @@ def test_the_converted_share_nothing_with_their_source():
 @pytest.mark.parametrize(
     ("weights", "match"),
     [
-        ({"lstm.weight": torch.zeros(4, 4)}, "names that begin with to_hidden_and_gate, .* got lstm.weight"),
-        ({}, "names that begin with"),
+        ({"lstm.weight": torch.zeros(4, 4)}, "with names such as to_hidden_and_gate, .* got lstm.weight"),
+        ({}, "with names such as"),
         ({"layers.0.weight": torch.zeros(4, 4)}, r"\(3H, H\) for candidate, gate, highway, got \(4, 4\)"),
         ({"layers.0.weight": torch.zeros(9, 5)}, r"\(3H, H\) for candidate, gate, highway, got \(9, 5\)"),
         ({"to_hidden_and_gate.weight": torch.zeros(4)}, r"\(2H, D\) for candidate, gate, got \(4,\)"),
         ({**LAYER, "to_hidden_and_gate.bias": torch.zeros(5)}, r"to_hidden_and_gate.bias must be \(4,\), got \(5,\)"),
-        ({**LAYER, "to_out.weight": torch.zeros(3, 4)}, r"to_out.weight must be \(D, 2\), got \(3, 4\)"),
+        ({**LAYER, "to_out.weight": torch.zeros(3, 4)}, r"to_out.weight must be \(3, 2\), got \(3, 4\)"),
+        (
+            {"layers.0.gate_hidden.weight": torch.zeros(6, 4, 3, 3)},
+            r"layers.0.gate_hidden.weight must be \(2H, D\) for gate",
+        ),
+        (
+            {"layers.0.gate_hidden.weight": torch.zeros(4, 3), "layers.0.res_align.weight": torch.zeros(3, 2)},
+            r"layers.0.res_align.weight must be \(2, 3\), got \(3, 2\)",
+        ),
+        ({"layers.0.weight": torch.zeros(9, 3), "layers.0.bias": torch.zeros(8)}, r"layers.0.bias must be \(9,\)"),
         ({**LAYER, "conv.weight": torch.zeros(3)}, "those of one minGRU, got conv.weight too"),
     ],
 )
@@ -115,3 +153,6 @@ def test_what_is_none_of_the_three_is_refused(weights, match):
 def test_weights_that_are_not_floating_are_refused():
     with pytest.raises(TypeError, match=r"to_hidden_and_gate.weight must be floating, got torch.int64"):
         convert_mingru({name: tensor.long() for name, tensor in LAYER.items()})
+    for odd in ({"to_hidden_and_gate.weight": 3}, {3: torch.zeros(4, 3)}):
+        with pytest.raises(TypeError, match="weights must be tensors by their names, got"):
+            convert_mingru(odd)

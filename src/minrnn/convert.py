@@ -1,5 +1,6 @@
 """Weights of other packages' minGRUs, brought into `MinGRU`."""
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -7,20 +8,32 @@ from torch import Tensor
 
 from minrnn.layers import MinGRU
 
-# Which blocks of H rows a projection has, by the names that its layer gives it.
+_CHEIND = ("gate", "candidate")
+# Which blocks of H rows a projection has, by what its layer is called; {} is the number of a layer.
 _LAYOUTS = {
     "to_hidden_and_gate": ("candidate", "gate"),  # lucidrains/minGRU-pytorch
-    "gate_hidden_layers": ("gate", "candidate"),  # cheind/mingru
-    "layers": ("candidate", "gate", "highway"),  # PufferLib
+    "to_gate_hidden": _CHEIND,  # cheind/mingru's cell
+    "layers.{}.gate_hidden": _CHEIND,  # and its layers
+    "layers.{}": ("candidate", "gate", "highway"),  # PufferLib
+}
+# What stands around a projection, by its name there: the name here.
+_AROUND = {
+    "to_hidden_and_gate": {"to_out.weight": "output"},
+    "layers.{}.gate_hidden": {
+        "layers.{}.res_align.weight": "align",
+        "layers.{}.norm.weight": "norm.weight",
+        "layers.{}.norm.bias": "norm.bias",
+    },
 }
 
 
 def convert_mingru(weights: Mapping[str, Tensor]) -> list[tuple[MinGRU, dict[str, Tensor]]]:
     """The minGRU layers of another package's state_dict, and what of it belongs to no minGRU.
 
-    Known are a `minGRU` of lucidrains/minGRU-pytorch, a `MinGRU` of cheind/mingru and a `MinGRU` of PufferLib, told by
-    the names of their weights. All three have z write, z_t = sigmoid(gate), as `MinGRU` does, and its activation "g":
-    only the order of rows and the state at the beginning (cheind's is g(0) = 1/2, the others' 0) differ.
+    Known are a `minGRU` of lucidrains/minGRU-pytorch, a `MinGRU` or `MinGRUCell` of cheind/mingru and a `MinGRU` of
+    PufferLib, told by the names of their weights. All three have z write, z_t = sigmoid(gate), as `MinGRU` does, and
+    its activation "g": only the order of rows and the state at the beginning (cheind's is g(0) = 1/2, the others' 0)
+    differ.
 
     Args:
         weights: the state_dict of one such module; of a larger model, that of its part: `model.rnn.state_dict()`.
@@ -29,8 +42,9 @@ def convert_mingru(weights: Mapping[str, Tensor]) -> list[tuple[MinGRU, dict[str
         For each layer, first to last, a `MinGRU` of one layer, `batch_first`; and what surrounds it there:
         "output" (D, H), of lucidrains: y = h output^T;
         "highway" (H, H), of PufferLib: y = s h + (1 - s) x with s = sigmoid(x highway^T);
-        "align.weight" and "align.bias", of cheind with `residual`, where the widths differ: y = h + align(x), and
-        without it, but with `residual`, y = h + x.
+        "norm.weight" and "norm.bias" (D), of cheind with `norm`: the minGRU reads LayerNorm(x);
+        "align" (H, D), of cheind with `residual`, where the widths differ: y = h + x align^T, and without it, but with
+        `residual`, y = h + x.
 
     Raises:
         ValueError: the names or shapes are those of none of the three.
@@ -44,49 +58,47 @@ def convert_mingru(weights: Mapping[str, Tensor]) -> list[tuple[MinGRU, dict[str
     """
     if not isinstance(weights, Mapping):
         raise TypeError(f"convert_mingru: weights must be a state_dict, got {type(weights).__name__}")
-    for name, blocks in _LAYOUTS.items():
-        keys = sorted((key for key in weights if key.split(".")[0] == name and key.endswith("weight")), key=_depth)
-        if keys:
-            known = {around for key in keys for around in (key, _bias(key), *_around(key))}
+    if other := [key for key, x in weights.items() if not (isinstance(key, str) and isinstance(x, Tensor))]:
+        raise TypeError(f"convert_mingru: weights must be tensors by their names, got {other[0]!r}")
+    for layout, blocks in _LAYOUTS.items():
+        pattern = re.compile(layout.replace(".", r"\.").replace("{}", r"(\d+)") + r"\.weight")
+        numbers = sorted((found[1] if pattern.groups else "" for key in weights if (found := pattern.fullmatch(key))),
+                         key=lambda number: int(number or 0))  # fmt: skip
+        if numbers:
+            keys = [layout.format(number) for number in numbers]
+            around = [{name.format(number): own for name, own in _AROUND.get(layout, {}).items()} for number in numbers]
+            known = {name for key, its in zip(keys, around, strict=True) for name in (*_both(key), *its)}
             if strange := sorted(weights.keys() - known):
                 raise ValueError(f"convert_mingru: weights must be those of one minGRU, got {', '.join(strange)} too")
-            return [_layer(weights, key, blocks) for key in keys]
+            return [_layer(weights, key, blocks, its) for key, its in zip(keys, around, strict=True)]
     raise ValueError(
-        f"convert_mingru: weights must be those of one minGRU, with names that begin with {', '.join(_LAYOUTS)}, got "
+        f"convert_mingru: weights must be those of one minGRU, with names such as {', '.join(_LAYOUTS)}, got "
         f"{', '.join(weights)}"
     )
 
 
-def _bias(key: str) -> str:
-    return key.removesuffix("weight") + "bias"
+def _both(key: str) -> tuple[str, str]:
+    return f"{key}.weight", f"{key}.bias"
 
 
-def _around(key: str) -> dict[str, str]:
-    """What stands around the layer of this key, by the names there: the names here."""
-    align = {f"align_layers.{_depth(key)}.{part}": f"align.{part}" for part in ("weight", "bias")}
-    return {"to_out.weight": "output", **align}
-
-
-def _depth(key: str) -> int:
-    number = key.split(".")[1]
-    return int(number) if number.isdigit() else 0
-
-
-def _layer(weights: Mapping[str, Tensor], key: str, blocks: tuple[str, ...]) -> tuple[MinGRU, dict[str, Tensor]]:
-    weight, bias = weights[key], weights.get(_bias(key))
+def _layer(
+    weights: Mapping[str, Tensor], key: str, blocks: tuple[str, ...], around: Mapping[str, str]
+) -> tuple[MinGRU, dict[str, Tensor]]:
+    """The layer whose projection is called `key`; `around` is what may stand around it, by its name there."""
+    weight, bias = (weights.get(name) for name in _both(key))
+    assert weight is not None, "which is how the layout was told"
     inputs = "H" if "highway" in blocks else "D"  # the highway is as wide as what it passes by
     if weight.dim() != 2 or len(weight) % len(blocks) or (inputs == "H" and len(weight) != 3 * weight.shape[1]):
         raise ValueError(
-            f"convert_mingru: {key} must be ({len(blocks)}H, {inputs}) for {', '.join(blocks)}, "
+            f"convert_mingru: {key}.weight must be ({len(blocks)}H, {inputs}) for {', '.join(blocks)}, "
             f"got {tuple(weight.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"convert_mingru: {_bias(key)} must be {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+        raise ValueError(f"convert_mingru: {key}.bias must be {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
     if not weight.is_floating_point():
-        raise TypeError(f"convert_mingru: {key} must be floating, got {weight.dtype}")
+        raise TypeError(f"convert_mingru: {key}.weight must be floating, got {weight.dtype}")
     rows = dict(zip(blocks, weight.detach().chunk(len(blocks)), strict=True))
-    rest = {"highway": rows["highway"].clone()} if "highway" in rows else {}
-    starts_at_half = key.startswith("gate_hidden_layers")
+    starts_at_half = blocks == _CHEIND
     rnn = MinGRU(
         weight.shape[1],
         len(rows["gate"]),
@@ -103,9 +115,12 @@ def _layer(weights: Mapping[str, Tensor], key: str, blocks: tuple[str, ...]) -> 
     if starts_at_half:
         values["initial_l0"] = torch.zeros(len(rows["gate"]), device=weight.device, dtype=weight.dtype)
     rnn.load_state_dict(values)
-    around = _around(key)
-    rest |= {around[name]: tensor.detach().clone() for name, tensor in weights.items() if name in around}
-    output = rest.get("output")
-    if output is not None and (output.dim() != 2 or output.shape[1] != rnn.hidden_size):
-        raise ValueError(f"convert_mingru: to_out.weight must be (D, {rnn.hidden_size}), got {tuple(output.shape)}")
+    D, H = rnn.input_size, rnn.hidden_size
+    rest = {"highway": rows["highway"].clone()} if "highway" in rows else {}
+    for name, own in around.items():
+        if name in weights:
+            wanted = {"output": (D, H), "align": (H, D)}.get(own, (D,))
+            if weights[name].shape != wanted:
+                raise ValueError(f"convert_mingru: {name} must be {wanted}, got {tuple(weights[name].shape)}")
+            rest[own] = weights[name].detach().clone()
     return rnn, rest
