@@ -30,7 +30,7 @@ LEVEL = {
     "_stack": "layers",
     "replace": "layers",
     "convert": "layers",
-    "warmup": "mixers",
+    "_warmup": "mixers",
     "info": "cli",
 }
 HEAVY = (
@@ -91,13 +91,27 @@ def test_imports_point_one_way(path):
 def test_import_is_light():
     """`import minrnn`, and that of `minrnn.rl`, loads no extra, compiles nothing, loads no C library."""
     script = f"""
-import sys, minrnn, minrnn.rl
+import sys, minrnn
+assert not {{"minrnn.mixers", "minrnn.models"}} & sys.modules.keys()
+import minrnn.rl
 heavy = [m for m in {HEAVY!r} if m in sys.modules and m not in before]
 assert not heavy, heavy
 from minrnn.ops import native
 assert native._load.cache_info().currsize == 0
 """
     subprocess.run([sys.executable, "-c", "import sys, torch; before = set(sys.modules)" + script], check=True)
+
+
+def test_what_is_imported_late_is_there_when_asked_for():
+    script = """
+import minrnn
+assert {*minrnn.__all__, "__version__"} <= set(dir(minrnn))
+assert minrnn.models.load is minrnn.load and minrnn.mixers.detach_state is minrnn.detach_state
+from minrnn import *
+assert callable(warmup) and warmup is minrnn.warmup and MinGRU is minrnn.MinGRU
+assert not hasattr(minrnn, "no_such_name")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def public_objects() -> list[tuple[str, object]]:

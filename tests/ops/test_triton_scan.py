@@ -333,7 +333,7 @@ else:
 def test_warmup_runs_every_kernel_of_a_module(monkeypatch):
     """And leaves parameters and generators alone."""
     monkeypatch.setenv("MINRNN_BACKEND", "triton")
-    monkeypatch.setattr(sys.modules["minrnn.warmup"], "_LENGTH", 70)
+    monkeypatch.setattr(sys.modules["minrnn._warmup"], "_LENGTH", 70)
     monkeypatch.setattr(host, "_CHUNK", 1)
     monkeypatch.setattr(host, "multiprocessors", lambda device: 1 << 20)
     ran, launch = set(), host.launch
@@ -367,7 +367,7 @@ def test_warmup_knows_mamba(monkeypatch):
     from minrnn.mixers import make_mixer
 
     monkeypatch.setenv("MINRNN_BACKEND", "triton")
-    monkeypatch.setattr(sys.modules["minrnn.warmup"], "_LENGTH", 5)
+    monkeypatch.setattr(sys.modules["minrnn._warmup"], "_LENGTH", 5)
     mamba = make_mixer("mamba", 4, {}).bfloat16()
     assert minrnn.warmup(mamba, reset=True) == ["S6, 8 wide, torch.bfloat16, on cpu"]
     assert minrnn.ops.last_backend() == "triton" and all(p.grad is None for p in mamba.parameters())
