@@ -37,12 +37,10 @@ def played_alone(policy, env_id, seeds):
     for seed in seeds:
         observation, _ = env.reset(seed=seed)
         policy.reset()
-        total, length, reward, over = 0.0, 0, None, False
+        total, length, reward, action, over = 0.0, 0, None, None, False
         while not over:
-            action = policy.act(observation, reward)
-            observation, reward, terminated, truncated, _ = env.step(
-                np.clip(action, env.action_space.low, env.action_space.high)
-            )
+            action = np.clip(policy.act(observation, reward, action), env.action_space.low, env.action_space.high)
+            observation, reward, terminated, truncated, _ = env.step(action)
             total, length, over = total + reward, length + 1, terminated or truncated
         found.append((total, length))
     return tuple(np.array(each) for each in zip(*found, strict=True))

@@ -166,6 +166,25 @@ def test_every_compiled_policy_is_compiled(compilable, monkeypatch):
         assert len(graphs) == 2 * count  # without a state, and with one
 
 
+@pytest.mark.parametrize("mode", ["window", "stream"])
+def test_what_was_really_done_is_what_is_remembered(mode):
+    """The model's own pass over an episode whose actions were halved; at a beginning they are not read."""
+    model, (observations, rewards) = make_model("mingru"), random_episode(5, 6)
+    policy, gave, did, reward = Policy(model, target=5.0, mode=mode), [], [], None
+    for observation, after in zip(observations, rewards, strict=True):
+        gave.append(policy.act(observation, reward, did[-1] if did else np.full(ACTIONS, 9.0)))
+        did.append(gave[-1] / 2)
+        reward = after
+    assert_close(
+        torch.from_numpy(np.stack(gave)), whole_pass(model, observations, rewards, np.stack(did), 5.0), torch.float32
+    )
+    own = play(policy, observations, rewards)
+    assert np.abs(own[1:] - np.stack(gave)[1:]).max() > 1e-3
+    for wrong in (np.zeros(ACTIONS + 1), np.zeros((2, ACTIONS)), np.full(ACTIONS, np.nan)):
+        with pytest.raises(ValueError, match=r"Policy: previous_action must be finite numbers \(N, A\) = \(1, "):
+            policy.act(observations[0], 0.0, wrong)
+
+
 def test_the_target_that_was_given_may_be_changed():
     model, target, observations = make_model(), np.array([5.0, 6.0]), np.zeros((2, SIZE))
     policy = Policy(model, target=target)

@@ -107,8 +107,8 @@ class MeanAction:
     def reset(self, mask: np.ndarray | None = None) -> None:
         """Nothing: it remembers nothing."""
 
-    def act(self, observation: np.ndarray, previous_reward: np.ndarray | None = None) -> np.ndarray:
-        """(N, A) for observations (N, O)."""
+    def act(self, observation: np.ndarray, *_: np.ndarray | None) -> np.ndarray:
+        """(N, A) for observations (N, O), whatever came before."""
         return np.stack([self.behaviour.mean_action(each) for each in observation])
 
 

@@ -72,10 +72,10 @@ def evaluate(
     try:
         policy.reset()
         observation, _ = envs.reset(seed=seeds[:begun])
-        reward = None
+        reward = action = None
         while True:
             # (The bounds are those of the data; the environment's may be narrower.)
-            action = np.clip(policy.act(observation, reward), space.low, space.high)
+            action = np.clip(policy.act(observation, reward, action), space.low, space.high)
             observation, reward, terminated, truncated, _ = envs.step(action)
             np.add.at(returns, playing, reward)
             np.add.at(lengths, playing, 1)

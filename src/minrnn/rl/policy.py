@@ -192,12 +192,19 @@ class Policy:
         self._begins |= mask
 
     @torch.inference_mode()
-    def act(self, observation: np.ndarray, previous_reward: float | np.ndarray | None = None) -> np.ndarray:
+    def act(
+        self,
+        observation: np.ndarray,
+        previous_reward: float | np.ndarray | None = None,
+        previous_action: np.ndarray | None = None,
+    ) -> np.ndarray:
         """The next action.
 
         Args:
             observation: (N, O), or (O,) of a single environment.
             previous_reward: (N,), or a number, what the action before has brought; not read where an episode begins.
+            previous_action: (N, A), or (A,), what was done before, where that is not what `act` gave (it was clipped to
+                an environment's bounds, say); not read where an episode begins.
 
         Returns:
             (N, A), or (A,) of a single environment, float32, within the bounds of the actions of the data.
@@ -225,9 +232,19 @@ class Policy:
         reward = None if previous_reward is None else np.asarray(previous_reward, np.float64)
         if reward is not None and reward.shape != (len(rows),) and (reward.shape or len(rows) > 1):
             raise ValueError(f"Policy: previous_reward must be (N,) = ({len(rows)},), got {reward.shape}")
+        taken = None if previous_action is None else np.asarray(previous_action, np.float32)
+        if taken is not None:
+            taken = taken[None] if single and taken.ndim == 1 else taken
+            if taken.shape != (len(rows), self.action_size) or not np.isfinite(taken).all():
+                raise ValueError(
+                    f"Policy: previous_action must be finite numbers (N, A) = ({len(rows)}, {self.action_size}), got "
+                    f"{taken.tolist() if taken.size < 9 else taken.shape}"
+                )
         if not self._count:
             self._begin(len(rows))
         self._advance(reward)
+        if taken is not None:
+            self._action = taken
         self._action = self._read(rows) if self.mode == "stream" else self._read_window(rows)
         self._begins[:] = False
         return (self._action[0] if single else self._action).copy()

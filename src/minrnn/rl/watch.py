@@ -59,7 +59,7 @@ def watch(policy: Policy, env_id: str, out: Path, *, steps: int = 1000, seed: in
         rate = int(env.metadata.get("render_fps", 30))
         every = -(-rate // FASTEST)
         out.parent.mkdir(parents=True, exist_ok=True)
-        reward, total = None, 0.0
+        reward, action, total = None, None, 0.0
         options: dict[str, Any] = {"fps": rate / every, "macro_block_size": 2}
         if out.suffix.lower() == ".gif":
             options = {"duration": 1000 * every / rate, "loop": 0}
@@ -67,7 +67,8 @@ def watch(policy: Policy, env_id: str, out: Path, *, steps: int = 1000, seed: in
             for step in range(steps):
                 if step % every == 0:
                     film.append_data(frame if step == 0 else env.render())  # pyright: ignore[reportAttributeAccessIssue]
-                action = np.clip(policy.act(observation, reward), env.action_space.low, env.action_space.high)
+                action = policy.act(observation, reward, action)
+                action = np.clip(action, env.action_space.low, env.action_space.high)
                 observation, reward, terminated, truncated, _ = env.step(action)
                 total += float(reward)
                 if terminated or truncated:
