@@ -258,3 +258,13 @@ def test_bad_options_are_named(error, options, match):
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         MinGRUConfig().expansion = 2
+
+
+@pytest.mark.parametrize("name", ["mingru", "minlstm"])
+@pytest.mark.parametrize("model", [torch.bfloat16, torch.float16])
+def test_a_learned_state_under_autocast_of_the_other_16_bits(name, model):
+    mixer = make_mixer(name, D, {"learn_initial_state": True}).to(model)
+    other = torch.float16 if model == torch.bfloat16 else torch.bfloat16
+    with torch.autocast("cpu", other):
+        y, state = mixer(torch.randn(2, 5, D), reset=torch.ones(2, 5, dtype=torch.bool))
+    assert y.dtype == other and state.dtype == torch.float32 and y.isfinite().all()

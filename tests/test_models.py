@@ -473,6 +473,7 @@ def test_a_seed_decides_the_text():
         ({"top_k": 50}, 11),
         ({"top_p": 1.0}, 11),
         ({"top_p": 0.5}, None),
+        ({"top_p": 1e-46}, 1),  # less than float32 has
         ({"temperature": 2.0, "top_k": 5, "top_p": 0.7}, None),
     ],
 )

@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves, tree_map
 
 from conftest import assert_close
@@ -204,6 +205,17 @@ def test_a_reset_on_another_device_is_named(name):
         make(name)(series(2, 9), reset=torch.zeros(2, 9, dtype=torch.bool, device="meta"))
 
 
+@pytest.mark.parametrize("name", MIXERS)
+def test_what_is_on_another_device_is_named(name):
+    mixer, x = make(name), series(2, 3)
+    with pytest.raises(ValueError, match=": x must be on cpu as the weights are, got meta"):
+        mixer(x.to("meta"))
+    if name not in ("s4", "s4d", "h3"):  # their states are formed late
+        _, state = mixer(x)
+        with pytest.raises(ValueError, match=r": state.* must be on cpu as the weights are, got meta"):
+            mixer(x, tree_map(lambda leaf: leaf.to("meta"), state))
+
+
 @pytest.mark.parametrize("name", CONSTANT)
 def test_the_state_has_the_size_it_says(name):
     mixer = make(name)
@@ -301,7 +313,7 @@ def test_bad_arguments_are_named(name, error, match, change):
 @pytest.mark.parametrize("name", MIXERS)
 def test_other_dtypes_are_refused(name):
     mixer, x = make(name, torch.float32), series(2, 12, torch.float32)
-    for dtype in (torch.float64, torch.int64):
+    for dtype in (torch.float64, torch.bfloat16, torch.int64):
         for time in (1, 12):
             with pytest.raises(ValueError, match=rf": x must be torch.float32.*got {dtype}"):
                 mixer(x[:, :time].to(dtype))
@@ -365,3 +377,35 @@ def test_parameters_get_the_rates_that_they_ask_for(name):
                 rate, decay = rates[id(mixer.get_parameter(parameter))]
                 assert rate == min(1e-2 * asks.lr_scale, asks.lr_limit)
                 assert decay == 0 or asks.decay
+
+
+class Scaled(torch.nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+    def right_inverse(self, x):
+        return x / 2
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_parametrized_parameter_asks_for_the_same(name):
+    mixer = make(name)
+    asked = mixer.tuning()
+    for path in asked:
+        place, _, own = path.rpartition(".")
+        parametrize.register_parametrization(mixer.get_submodule(place), own, Scaled())
+    assert sorted(mixer.tuned().values()) == sorted(asked.values())
+    rates = {id(p): group["lr"] for group in parameter_groups(mixer, 1e-2, 0.1) for p in group["params"]}
+    mixer.bfloat16()
+    for parameter, asks in mixer.tuned().items():
+        assert rates[id(parameter)] == min(1e-2 * asks.lr_scale, asks.lr_limit)
+        assert parameter.dtype == (torch.float32 if asks.keep_float32 else torch.bfloat16)
+
+
+@pytest.mark.parametrize(("width", "expansion", "hidden"), [(50, 2.3, 115), (100, 1.15, 115), (10, 0.77, 7)])
+def test_a_width_is_no_less_than_its_product(width, expansion, hidden):
+    """2.3 times 50 is 114.99999999999999 for a processor."""
+    for name in ("mingru", "gru"):
+        assert make_mixer(name, width, {"expansion": expansion}).hidden == hidden
+    assert make_mixer("mamba", width, {"expansion": expansion}).input.out_features == hidden
+    assert make_mixer("mlstm", 1600, {"expansion": 2.2}).inner == 3520

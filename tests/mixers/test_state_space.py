@@ -1,5 +1,6 @@
 """S4D, S4 and the S4 block around them: mode against mode, their lazy state, 16 bits, and what they refuse."""
 
+import contextlib
 import copy
 import math
 import pickle
@@ -167,7 +168,8 @@ def test_a_state_is_of_the_parameters_and_the_inputs_of_its_call(row):
     buffer.zero_()
     with pytest.raises(RuntimeError, match="changed in place"):
         _ = state.tensor
-    for mode in (torch.inference_mode, torch.no_grad):
+    for mode in (torch.inference_mode, torch.no_grad, contextlib.nullcontext):
+        mixer.requires_grad_(mode is not contextlib.nullcontext)  # of which nothing is recorded
         with mode():
             buffer = x.detach().clone()
             _, state = mixer(buffer)

@@ -12,8 +12,8 @@ from minrnn.bench.table import Line
 from minrnn.mixers import MIXERS
 
 WORKLOAD = Workload(batch=8, length=2048, input_size=256, hidden_size=256)
-# From the first two follows what a system that is too slow would take at the last.
-LENGTHS = (128, 256, WORKLOAD.length)
+# From two that follow each other comes what a system would take at the next, and whether it is too slow for that.
+LENGTHS = (128, 256, 512, WORKLOAD.length)
 SPEEDS = (  # time of the first over the second
     ("mambapy", "mamba", ">=", 3),
     ("transformers-mamba", "mamba", ">=", 10),

@@ -8,10 +8,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import UnionType
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, cast, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_map_only
 
 from minrnn._shapes import accumulate_dtype, castable, check_reset, check_shape, check_tensor, shape_error
@@ -65,8 +66,22 @@ class Mixer(nn.Module, ABC):
         parts: dict[str, Any] = {name: part for name, part in self.named_children() if hasattr(part, "tuning")}
         return {f"{name}.{key}": asks for name, part in parts.items() for key, asks in part.tuning().items()}
 
+    def tuned(self) -> dict[nn.Parameter, Tuning]:
+        """The parameters that ask for something, with what they ask for: of one with a parametrization, what it is made
+        from."""
+        found: dict[nn.Parameter, Tuning] = {}
+        for name, asks in self.tuning().items():
+            place, _, own = name.rpartition(".")
+            part = self.get_submodule(place)
+            if is_parametrized(part, own):
+                made_from = cast(nn.ModuleDict, part.parametrizations)[own]
+                found |= dict.fromkeys(made_from.parameters(recurse=False), asks)
+            elif isinstance(parameter := getattr(part, own), nn.Parameter):
+                found[parameter] = asks
+        return found
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mixer":
-        parameters = [self.get_parameter(name) for name, asks in self.tuning().items() if asks.keep_float32]
+        parameters = [parameter for parameter, asks in self.tuned().items() if asks.keep_float32]
         kept = {id(tensor) for each in parameters for tensor in (each, each.grad)}
 
         def keeping(tensor: Tensor) -> Tensor:
@@ -121,6 +136,7 @@ def check_series(caller: str, x: Tensor, width: int, reset: Tensor | None, like:
     dtype = accumulate_dtype(x.dtype) if wide else x.dtype
     if dtype != like.dtype and not castable(x, like):
         raise ValueError(f"{caller}: x must be {like.dtype} as the weights are, got {x.dtype}")
+    _check_place(caller, "x", x, like)
     check_reset(caller, reset, x)
 
 
@@ -143,6 +159,12 @@ def check_state_tensor(
     wanted = dtype or accumulate_dtype(like.dtype)
     if accumulate_dtype(tensor.dtype) != wanted:
         raise ValueError(f"{caller}: {name} must be {wanted}, got {tensor.dtype}")
+    _check_place(caller, name, tensor, like)
+
+
+def _check_place(caller: str, name: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise ValueError(f"{caller}: {name} must be on {like.device} as the weights are, got {tensor.device}")
 
 
 def check_state(caller: str, state: object, kind: type, like: Tensor | None = None, **fields: tuple) -> None:
@@ -162,6 +184,11 @@ def check_state(caller: str, state: object, kind: type, like: Tensor | None = No
     for name, wanted in fields.items():
         assert like is not None, "tensors of a state are compared with a weight"
         check_state_tensor(caller, f"state.{name}", getattr(state, name), like, *wanted)
+
+
+def scaled(width: int, factor: float) -> float:
+    """`factor` times `width`, whole where it would be but for rounding: 2.3 times 50 is 115, and not a little less."""
+    return round(width * factor, 6)
 
 
 def detach_state(state: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minrnn._shapes import accumulate_dtype, autocasts
-from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types, scaled
 from minrnn.ops.sequences import Sequences
 
 
@@ -147,7 +147,7 @@ class GatedMixer(Mixer):
 
     def __init__(self, width: int, config: GatedConfig, place: Place = ALONE) -> None:
         super().__init__()
-        self.width, self.hidden = width, int(width * config.expansion)
+        self.width, self.hidden = width, int(scaled(width, config.expansion))
         if self.hidden < 1:
             caller = type(self).__name__
             raise ValueError(f"{caller}: expansion x width must be at least 1, got {config.expansion} x {width}")
@@ -155,9 +155,9 @@ class GatedMixer(Mixer):
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        caller, shape = type(self).__name__, (len(x), self.hidden)
-        weight = next(self.parameters())
+        caller, weight = type(self).__name__, next(self.parameters())
         check_series(caller, x, self.width, reset, weight)
+        shape = len(x), self.hidden
         if state is None:
             state = self.initial_state(len(x))
         else:

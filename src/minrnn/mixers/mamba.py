@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types, scaled
 from minrnn.mixers.conv import DepthwiseConv
 from minrnn.mixers.inner import inner_config, make_inner
 
@@ -69,7 +69,7 @@ class Mamba(Mixer):
 
     def __init__(self, width: int, config: MambaConfig, place: Place = ALONE) -> None:
         super().__init__()
-        hidden, options = int(width * config.expansion), config.inner_options
+        hidden, options = int(scaled(width, config.expansion)), config.inner_options
         if hidden < 1:
             raise ValueError(f"Mamba: expansion x width must be at least 1, got {config.expansion} x {width}")
         if config.inner == "s6":

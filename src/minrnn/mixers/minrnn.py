@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from minrnn._shapes import accumulate_dtype
-from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state_tensor, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state_tensor, check_types, scaled
 from minrnn.ops import ACTIVATIONS, mingru_scan, minlstm_scan
 from minrnn.ops.gates import activate
 
@@ -72,7 +72,7 @@ class MinRNNMixer(Mixer):
 
     def __init__(self, width: int, config: MinGRUConfig, place: Place = ALONE) -> None:
         super().__init__()
-        self.hidden, self.activation = int(width * config.expansion), config.activation
+        self.hidden, self.activation = int(scaled(width, config.expansion)), config.activation
         if self.hidden < 1:
             caller = type(self).__name__
             raise ValueError(f"{caller}: expansion x width must be at least 1, got {config.expansion} x {width}")
@@ -103,10 +103,9 @@ class MinRNNMixer(Mixer):
     def initial_state(self, batch_size: int) -> Tensor:
         """(batch_size, H)."""
         weight, restart = self.input.weight, self._restart()
-        dtype = accumulate_dtype(weight.dtype)
         if restart is None:
-            return weight.new_zeros(batch_size, self.hidden, dtype=dtype)
-        return restart.to(dtype).repeat(batch_size, 1)
+            return weight.new_zeros(batch_size, self.hidden, dtype=accumulate_dtype(weight.dtype))
+        return restart.repeat(batch_size, 1)
 
     @property
     def state_size(self) -> int:
@@ -114,8 +113,10 @@ class MinRNNMixer(Mixer):
         return self.hidden
 
     def _restart(self) -> Tensor | None:
-        """The learned state in which a sequence begins, (H,), if there is one."""
-        return None if self.initial is None else activate(self.initial, self.activation)
+        """The learned state in which a sequence begins, (H,), if there is one, in the dtype of states."""
+        if self.initial is None:
+            return None
+        return activate(self.initial, self.activation).to(accumulate_dtype(self.initial.dtype))
 
 
 class MinGRUMixer(MinRNNMixer):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minrnn._shapes import accumulate_dtype
-from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state, check_types, scaled
 from minrnn.mixers.conv import DepthwiseConv
 from minrnn.mixers.headwise import HeadwiseLinear, HeadwiseNorm, small_init_
 from minrnn.ops.mlstm import mlstm
@@ -88,7 +88,7 @@ class MLSTM(Mixer):
     def __init__(self, width: int, config: MLSTMConfig, place: Place = ALONE) -> None:
         super().__init__()
         self.width, self.heads = width, config.heads
-        self.inner = inner = math.ceil(config.expansion * width / MULTIPLE) * MULTIPLE
+        self.inner = inner = math.ceil(scaled(width, config.expansion) / MULTIPLE) * MULTIPLE
         for name in ("heads", "block"):
             if inner % getattr(config, name):
                 raise ValueError(f"MLSTM: {name} must divide the inner width {inner}, got {getattr(config, name)}")

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minrnn.mixers.contract import ALONE, Mixer, Place, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_types
 from minrnn.mixers.inner import inner_config, make_inner
 
 
@@ -82,6 +82,7 @@ class PlainBlock(Mixer):
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
+        check_series(type(self).__name__, x, self.output.in_features, reset, self.output.weight)
         y, state = self.inner(x, state, reset=reset)
         return F.glu(self.output(self.dropout(F.gelu(y)))), state
 

@@ -308,11 +308,11 @@ class StateSpace(Mixer):
         if not state.zeros:
             y = y + _select(responses[..., 1:].permute(2, 1, 0), first)
         compiling = torch.compiler.is_compiling()  # a graph has no later: then the state is formed at once
-        # Autograd counts the changes of what it may need. Nobody counts those of an inference tensor, or what a loop
-        # without gradients does to its buffer through NumPy: then a copy waits for the look.
-        counted = not compiling and torch.is_grad_enabled() and not u.is_inference()
-        kept = u if counted or compiling else u.clone()
-        version = u._version if counted else None
+        # What autograd has recorded must stay as it is, and autograd counts its changes. Elsewhere a loop may fill its
+        # buffer again, through NumPy too, where nobody counts: then a copy waits for the look.
+        recorded = not compiling and y.requires_grad
+        kept = u if recorded or compiling else u.clone()
+        version = u._version if recorded else None
 
         def form() -> Tensor:
             if version is not None and kept._version != version:

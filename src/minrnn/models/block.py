@@ -8,7 +8,9 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minrnn._shapes import check_tensor
 from minrnn.mixers import CausalConv, ChannelMix, Mixer, Place, make_mixer
+from minrnn.mixers.contract import scaled
 from minrnn.models.config import BackboneConfig
 
 
@@ -63,7 +65,7 @@ class Block(nn.Module):
 
     def __init__(self, config: BackboneConfig, place: Place) -> None:
         super().__init__()
-        hidden = int((config.mlp or 0) * config.width)
+        hidden = int(scaled(config.width, config.mlp or 0))
         self.conv = CausalConv(config.width, config.conv) if config.conv else None
         self.mixer_norm = make_norm(config)
         self.mixer = make_mixer(config.mixer, config.width, config.mixer_options, place)
@@ -73,6 +75,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
+        check_tensor("Block", "x", x)
         state = self.initial_state(len(x)) if state is None else state
         _check_parts("Block", state, 3)
         before, mixed, after = state
@@ -115,6 +118,7 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
+        check_tensor("Backbone", "x", x)
         state = self.initial_state(len(x)) if state is None else state
         _check_parts("Backbone", state, len(self.blocks))
         after = []

@@ -88,5 +88,5 @@ def sample(
         probability[:, top_k:] = 0
     if top_p is not None:
         share = probability / probability.sum(-1, keepdim=True)
-        probability[share.cumsum(-1) - share >= top_p] = 0
+        probability[:, 1:][(share.cumsum(-1) - share >= top_p)[:, 1:]] = 0  # the first stays, however small top_p is
     return token.gather(-1, torch.multinomial(probability, 1, generator=generator))

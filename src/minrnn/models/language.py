@@ -101,10 +101,10 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
         if "weight" in name
     }
     asked = {
-        id(mixer.get_parameter(name)): tuning
+        id(parameter): tuning
         for mixer in model.modules()
         if isinstance(mixer, Mixer)
-        for name, tuning in mixer.tuning().items()
+        for parameter, tuning in mixer.tuned().items()
     }
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
