@@ -400,6 +400,15 @@ def test_a_torn_checkpoint_is_named(stopped, size):
         train(RunConfig.of_run(stopped), stopped, resume=True, console=QUIET)
 
 
+def test_what_fails_before_the_checkpoint_is_read_is_not_its_fault(stopped, monkeypatch):
+    def fail(strategy):
+        raise RuntimeError("the port is in use")
+
+    monkeypatch.setattr(SingleDeviceStrategy, "setup_environment", fail)
+    with pytest.raises(RuntimeError, match="the port is in use"):
+        train(RunConfig.of_run(stopped), stopped, resume=True, console=QUIET)
+
+
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, torch.AcceleratorError])
 def test_what_the_machine_lacks_is_not_the_checkpoints_fault(stopped, kind, monkeypatch):
     def fail(module):

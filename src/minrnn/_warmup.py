@@ -45,11 +45,14 @@ def warmup(
         weight = next(part.parameters())
         if backends.choose(backends.forced(None), weight, "warmup") != "triton":
             continue
-        given = dtype or (part.input.weight if isinstance(part, S6) else weight).dtype
+        own = (part.input.weight if isinstance(part, S6) else weight).dtype
+        given = dtype or own
         kind = type(part).__name__, _width(part), given, weight.device, *_formulas(part)
         if kind not in done:
             done[kind] = f"{kind[0]}, {kind[1]} wide, {given}, on {weight.device}"
-            _run(part, given, weight.device, reset, backward)
+            # Under autocast norms and convolutions give S6 its input in the dtype of the weights.
+            for read in dict.fromkeys((given, own) if isinstance(part, S6) else (given,)):
+                _run(part, read, given, weight.device, reset, backward)
     return list(done.values())
 
 
@@ -70,8 +73,15 @@ def _restarts(part: Gated | MinRNNMixer) -> bool:
 
 
 @torch.enable_grad()
-def _run(part: Gated | MinRNNMixer | S6, dtype: torch.dtype, device: torch.device, reset: bool, backward: bool) -> None:
-    """The scan of a layer, and its gradients, on zeros."""
+def _run(
+    part: Gated | MinRNNMixer | S6,
+    read: torch.dtype,
+    dtype: torch.dtype,
+    device: torch.device,
+    reset: bool,
+    backward: bool,
+) -> None:
+    """The scan of a layer, and its gradients, on zeros: what it reads in `read`, what it makes of that in `dtype`."""
     cuts = torch.zeros(1, _LENGTH, dtype=torch.bool, device=device) if reset else None
 
     def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -79,8 +89,9 @@ def _run(part: Gated | MinRNNMixer | S6, dtype: torch.dtype, device: torch.devic
 
     if isinstance(part, S6):
         width, states = part.A_log.shape
-        inputs = [*(zeros(1, _LENGTH, width) for _ in range(2)), *(zeros(1, _LENGTH, states) for _ in range(2))]
-        u, delta, into, out = inputs
+        u, delta = zeros(1, _LENGTH, width, dtype=read), zeros(1, _LENGTH, width)
+        into, out = (zeros(1, _LENGTH, states) for _ in range(2))
+        inputs = [u, delta, into, out]
         outputs = selective_scan(u, delta, -part.A_log.exp(), into, out, part.D, reset=cuts, bias=part.step_bias)
     else:
         blocks = part._blocks if isinstance(part, Gated) else part.blocks

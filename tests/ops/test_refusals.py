@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import warnings
 from types import SimpleNamespace
 
@@ -188,6 +189,12 @@ def test_what_triton_lacks_is_said(monkeypatch):
             cached.cache_clear()
         monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=version))
         assert words in triton.unavailable(gpu)
+    with monkeypatch.context() as without:
+        without.setattr(sysconfig, "get_path", lambda *_: "/nowhere")
+        triton._no_compiler.cache_clear()
+        without.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.6.0"))
+        triton._no_triton.cache_clear()
+        assert triton.unavailable(gpu).startswith("Triton finds no Python.h in /nowhere (install Python's headers")
     triton._no_triton.cache_clear()
     monkeypatch.setitem(sys.modules, "triton", None)
     assert triton.unavailable(gpu) == "Triton is not installed (pip install triton)"

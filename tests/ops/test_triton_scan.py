@@ -12,6 +12,7 @@ from torch import Tensor
 
 import minrnn
 from conftest import assert_close
+from minrnn import _warmup
 from minrnn.ops import last_backend, linear_scan, mingru_scan, minlstm_scan, why_not
 from minrnn.ops.triton import interpreted
 from parity import check_lengths, check_resets, gradients
@@ -333,7 +334,7 @@ else:
 def test_warmup_runs_every_kernel_of_a_module(monkeypatch):
     """And leaves parameters and generators alone."""
     monkeypatch.setenv("MINRNN_BACKEND", "triton")
-    monkeypatch.setattr(sys.modules["minrnn._warmup"], "_LENGTH", 70)
+    monkeypatch.setattr(_warmup, "_LENGTH", 70)
     monkeypatch.setattr(host, "_CHUNK", 1)
     monkeypatch.setattr(host, "multiprocessors", lambda device: 1 << 20)
     ran, launch = set(), host.launch
@@ -367,7 +368,32 @@ def test_warmup_knows_mamba(monkeypatch):
     from minrnn.mixers import make_mixer
 
     monkeypatch.setenv("MINRNN_BACKEND", "triton")
-    monkeypatch.setattr(sys.modules["minrnn._warmup"], "_LENGTH", 5)
+    monkeypatch.setattr(_warmup, "_LENGTH", 5)
     mamba = make_mixer("mamba", 4, {}).bfloat16()
     assert minrnn.warmup(mamba, reset=True) == ["S6, 8 wide, torch.bfloat16, on cpu"]
     assert minrnn.ops.last_backend() == "triton" and all(p.grad is None for p in mamba.parameters())
+
+
+def test_warmup_is_for_autocast_too(monkeypatch):
+    """Where a norm gives S6 float32, and linear maps what they make of it in bfloat16."""
+    from minrnn.mixers.inner import make_inner
+    from minrnn.ops.triton import selective
+
+    ran, launch = set(), selective.launch
+
+    def record(kernel, programs, device, *args, **arguments):
+        given = [*args, *arguments.values()]
+        ran.add((kernel.fn.__name__, *(x.dtype for x in given if isinstance(x, Tensor))))
+        launch(kernel, programs, device, *args, **arguments)
+
+    monkeypatch.setattr(selective, "launch", record)
+    monkeypatch.setenv("MINRNN_BACKEND", "triton")
+    monkeypatch.setattr(_warmup, "_LENGTH", 5)
+    s6 = make_inner("s6", 4, {})
+    minrnn.warmup(s6, torch.bfloat16)
+    warm = ran.copy()
+    ran.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = s6(torch.randn(1, 5, 4, requires_grad=True))
+    y.sum().backward()
+    assert ran and ran <= warm

@@ -226,9 +226,10 @@ class TorchMixer(GatedMixer):
     def _run(self, state: Any, *series: Tensor) -> tuple[Tensor, Any]:
         """The layer over a series (B, T, D), or over a packed one and how many sequences reach each of its steps."""
         weights = [weight.to(state.h.dtype) for weight in self.rnn.all_weights[0]]
-        before = [part[None] for part in state]
+        before = [part[None].contiguous() for part in state]  # as cuDNN wants it
         batch_first = (True,) if len(series) == 1 else ()
-        options = (True, 1, 0.0, self.training, False, *batch_first)  # biases, layers, dropout, training, two-way
+        # Biases, layers, dropout, training, two-way. (No dropout; in training cuDNN keeps what backward needs.)
+        options = (True, 1, 0.0, torch.is_grad_enabled(), False, *batch_first)
         with torch.autocast(state.h.device.type, enabled=False):
             hidden, *after = self.kernel(*series, before if len(before) > 1 else before[0], weights, *options)
         return hidden, self.kind(*(part[0] for part in after))

@@ -32,6 +32,8 @@ _PARTS = {
 class CheckpointFile(TorchCheckpointIO):
     """Lightning's checkpoints, replaced as one step and read without running any code that they may hold."""
 
+    has_read = False  # what fails before is not the checkpoint's fault
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
@@ -51,6 +53,7 @@ class CheckpointFile(TorchCheckpointIO):
             raise ValueError(f"checkpoint: {path} is torn, or not a checkpoint of minrnn: its Journal is missing")
         if not all(isinstance(each, torch.Tensor) for each in parts["state_dict"].values()):
             raise ValueError(f"checkpoint: {path} is torn, or not a checkpoint of minrnn: its weights are no tensors")
+        self.has_read = True
         return checkpoint
 
 

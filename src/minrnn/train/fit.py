@@ -40,7 +40,7 @@ def fit(model: SequenceModel, task: Task, config: TrainConfig, run: Path, consol
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     journal = Journal(run, console, _precision(config, console))
-    checkpoint = journal.checkpoint if journal.checkpoint.exists() else None
+    checkpoint, files = (journal.checkpoint if journal.checkpoint.exists() else None), CheckpointFile()
     try:
         with closing(journal), closing(Bar(console, journal)) as bar, warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\.|torch\.")  # about their own insides
@@ -50,7 +50,7 @@ def fit(model: SequenceModel, task: Task, config: TrainConfig, run: Path, consol
                 devices=config.devices,
                 accelerator="auto",
                 callbacks=[journal, bar],
-                plugins=[CheckpointFile()],
+                plugins=[files],
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -65,7 +65,7 @@ def fit(model: SequenceModel, task: Task, config: TrainConfig, run: Path, consol
     except (torch.OutOfMemoryError, torch.AcceleratorError):  # nothing is wrong with the checkpoint
         raise
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-        if checkpoint is None or journal.began:
+        if not files.has_read or journal.began:
             raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise ValueError(f"checkpoint: {checkpoint} is torn, or not a checkpoint of minrnn: {reason}") from error

@@ -7,6 +7,8 @@ import functools
 import importlib
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,9 +53,13 @@ def _no_triton() -> str | None:
 @functools.cache
 def _no_compiler() -> str | None:
     """Triton builds the function that launches a kernel, a page of C, on the machine where it runs."""
-    if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
-        return None
-    return "Triton finds no C compiler (install gcc or clang, or set CC)"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton finds no C compiler (install gcc or clang, or set CC)"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton looks for them
+    headers = Path(sysconfig.get_path("include", scheme))
+    if not (headers / "Python.h").exists():
+        return f"Triton finds no Python.h in {headers} (install Python's headers: python3-dev, python3-devel)"
+    return None
 
 
 @functools.cache

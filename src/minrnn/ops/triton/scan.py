@@ -12,7 +12,7 @@ from minrnn.ops.triton import launch, multiprocessors
 from minrnn.ops.triton.recurrence import backward_kernel, carry_kernel, forward_kernel, sum_kernel
 
 _CHUNK = 1024  # steps at least: shorter chunks would not repay the second reading
-_CHUNKS = 64  # at most: joining them is one program's work
+_CHUNKS = 256  # at most: joining them is one program's work, and a single row of 2^20 steps is to fill a GPU
 _AHEAD = 64 << 10  # bytes that a program may have on their way
 _LENGTHS, _INITIAL, _RESTART, _ENTRY = 1, 2, 4, 8  # the bits of `given` in the kernels
 
