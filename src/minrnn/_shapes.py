@@ -33,11 +33,11 @@ def check_tensor(caller: str, name: str, tensor: object) -> None:
         raise TypeError(f"{caller}: {name} must be a torch.Tensor, got {type(tensor).__name__}")
 
 
-def check_device(caller: str, like: Tensor, **tensors: Tensor | None) -> None:
-    """Raise ValueError unless all of these that are given are on the device of `like`."""
+def check_device(caller: str, like: Tensor, whose: str = "the input is", /, **tensors: Tensor | None) -> None:
+    """Raise ValueError unless all of these that are given are on the device of `like`; `whose` that is, for people."""
     for name, tensor in tensors.items():
         if tensor is not None and tensor.device != like.device:
-            raise ValueError(f"{caller}: {name} must be on {like.device} as the input is, got {tensor.device}")
+            raise ValueError(f"{caller}: {name} must be on {like.device} as {whose}, got {tensor.device}")
 
 
 def check_reset(caller: str, reset: Tensor | None, series: Tensor) -> None:

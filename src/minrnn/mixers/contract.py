@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_map_only
 
-from minrnn._shapes import accumulate_dtype, castable, check_reset, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, castable, check_device, check_reset, check_shape, check_tensor, shape_error
 
 
 class Place(NamedTuple):
@@ -136,7 +136,7 @@ def check_series(caller: str, x: Tensor, width: int, reset: Tensor | None, like:
     dtype = accumulate_dtype(x.dtype) if wide else x.dtype
     if dtype != like.dtype and not castable(x, like):
         raise ValueError(f"{caller}: x must be {like.dtype} as the weights are, got {x.dtype}")
-    _check_place(caller, "x", x, like)
+    check_device(caller, like, "the weights are", x=x)
     check_reset(caller, reset, x)
 
 
@@ -159,12 +159,7 @@ def check_state_tensor(
     wanted = dtype or accumulate_dtype(like.dtype)
     if accumulate_dtype(tensor.dtype) != wanted:
         raise ValueError(f"{caller}: {name} must be {wanted}, got {tensor.dtype}")
-    _check_place(caller, name, tensor, like)
-
-
-def _check_place(caller: str, name: str, tensor: Tensor, like: Tensor) -> None:
-    if tensor.device != like.device:
-        raise ValueError(f"{caller}: {name} must be on {like.device} as the weights are, got {tensor.device}")
+    check_device(caller, like, "the weights are", **{name: tensor})
 
 
 def check_state(caller: str, state: object, kind: type, like: Tensor | None = None, **fields: tuple) -> None:

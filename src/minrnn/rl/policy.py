@@ -232,10 +232,10 @@ class Policy:
         reward = None if previous_reward is None else np.asarray(previous_reward, np.float64)
         if reward is not None and reward.shape != (len(rows),) and (reward.shape or len(rows) > 1):
             raise ValueError(f"Policy: previous_reward must be (N,) = ({len(rows)},), got {reward.shape}")
-        taken = None if previous_action is None else np.asarray(previous_action, np.float32)
+        taken = None if previous_action is None else np.asarray(previous_action)
         if taken is not None:
             taken = taken[None] if single and taken.ndim == 1 else taken
-            if taken.shape != (len(rows), self.action_size) or not np.isfinite(taken).all():
+            if taken.shape != (len(rows), self.action_size) or not _finite(taken).all():
                 raise ValueError(
                     f"Policy: previous_action must be finite numbers (N, A) = ({len(rows)}, {self.action_size}), got "
                     f"{taken.tolist() if taken.size < 9 else taken.shape}"
@@ -244,7 +244,7 @@ class Policy:
             self._begin(len(rows))
         self._advance(reward)
         if taken is not None:
-            self._action = taken
+            self._action = taken.astype(np.float32)
         self._action = self._read(rows) if self.mode == "stream" else self._read_window(rows)
         self._begins[:] = False
         return (self._action[0] if single else self._action).copy()
