@@ -143,6 +143,14 @@ def test_the_converted_share_nothing_with_their_source():
         ),
         ({"layers.0.weight": torch.zeros(9, 3), "layers.0.bias": torch.zeros(8)}, r"layers.0.bias must be \(9,\)"),
         ({**LAYER, "conv.weight": torch.zeros(3)}, "those of one minGRU, got conv.weight too"),
+        (
+            {"layers.0.weight": torch.zeros(9, 3), "layers.2.weight": torch.zeros(9, 3)},
+            r"those of all layers from 0, got layers\.0, layers\.2",
+        ),
+        (
+            {"layers.0.gate_hidden.weight": torch.zeros(8, 3), "layers.1.gate_hidden.weight": torch.zeros(6, 9)},
+            r"layers\.1\.gate_hidden\.weight must read the 4 channels of the layer before, got 9",
+        ),
     ],
 )
 def test_what_is_none_of_the_three_is_refused(weights, match):

@@ -297,6 +297,8 @@ MARKS = torch.zeros(T, B, dtype=torch.bool)
         ({"lengths": [1, 2, 3]}, ValueError, r"lengths must be of shape \(2,\), got \(3,\)"),
         ({"lengths": 3}, ValueError, r"lengths must be of shape \(2,\), got \(\)"),
         ({"lengths": [1.0, 2.0]}, TypeError, "lengths must be integers, got torch.float32"),
+        ({"lengths": [1, None]}, TypeError, r"lengths must be a tensor or a sequence of integers, got \[1, None\]"),
+        ({"lengths": [2**63, 1]}, TypeError, r"lengths must be a tensor or a sequence of integers, got \[9223"),
         ({"lengths": torch.tensor([True, False])}, TypeError, "lengths must be integers, got torch.bool"),
         ({"reset": MARKS.long()}, TypeError, "reset must be torch.bool, got torch.int64"),
         ({"reset": MARKS.T}, ValueError, r"reset must be of shape \(5, 2\), the input's, got \(2, 5\)"),

@@ -90,6 +90,15 @@ def test_packed_and_padded_sequences_are_each_alone(name, enforce_sorted):
         assert_same(flat(torch.cat([output[:n, b] for b, n in enumerate(lengths)]), carried), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_lengths_that_cut_nothing_change_no_bit(batch_first, dtype):
+    rnn, x = MinGRU(32, 48, 2, batch_first=batch_first, dtype=dtype), torch.randn(64, 16, 32, dtype=dtype)
+    batch, time = x.shape[:2] if batch_first else (x.shape[1], x.shape[0])
+    for ours, plain in zip(rnn(x, lengths=[time] * batch), rnn(x), strict=True):
+        assert torch.equal(ours, plain) and ours.stride() == plain.stride()
+
+
 @pytest.mark.parametrize("name", STACKS)
 def test_resets_are_separate_sequences(name):
     # A sequence of one batch entry that is cut at 3 and 7: the outer segments see hx, each at its own end.

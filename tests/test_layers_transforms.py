@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
 from torch.utils._pytree import tree_leaves
 
@@ -41,6 +42,19 @@ def test_compiles_whole_and_once_for_all_lengths(name):
         )
         graphs.append(counter.frame_count)
     assert graphs[0] > 0 and len(set(graphs)) == 1
+
+
+@pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.enable_grad])
+def test_compiled_layers_keep_tangents(grad_mode, compilable):
+    rnn, x = MinGRU(D, H).double(), torch.randn(T, B, D, dtype=torch.double)
+    compiled, tangent = torch.compile(rnn, backend="eager", fullgraph=True), torch.randn_like(x)
+    (_, expected), (_, tangent_expected) = jvp(rnn, (x,), (tangent,))
+    with grad_mode():
+        for _ in range(2):  # and the graphs without tangents between
+            with forward_ad.dual_level():
+                _, dual = compiled(forward_ad.make_dual(x, tangent))
+                assert_same(forward_ad.unpack_dual(dual), (expected, tangent_expected))
+            assert_same([compiled(x)[1]], [expected])
 
 
 def test_compiles_with_inductor_under_autocast():

@@ -1,5 +1,7 @@
 """replace_rnn: what is swapped, what is kept, what is left."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,14 @@ def test_a_module_used_twice_stays_one_module():
     assert isinstance(model["a"], MinGRU)
     assert model["b"][0] is model["b"][1] is model["a"] is model["d"][0]
     assert model["c"] is not model["a"]
+
+
+def test_dropout_that_acts_nowhere_is_told_of_once():
+    with pytest.warns(UserWarning, match="dropout"):
+        gru = nn.GRU(D, H, dropout=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert replace_rnn(gru).dropout == 0.5
 
 
 def test_subclasses_are_left_and_named():

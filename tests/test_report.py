@@ -96,6 +96,12 @@ def test_numbers_are_those_worked_out_by_hand(layers, tmp_path):
     assert ", half of them at most 1 min." in page
 
 
+def test_the_cost_of_a_single_cell_is_told_once(tmp_path):
+    results, wanted = Results(tmp_path / "results"), cells(["layers"], "laptop")
+    results.write(wanted[0], record(seconds=6960.0))
+    assert "- 1 h 56 min, of one cell. By the clock" in built(results, wanted, tmp_path)[1]
+
+
 def test_cells_without_a_result_are_shown_as_what_they_are(layers, tmp_path):
     html, page = built(*layers, tmp_path)
     found = rows(page)

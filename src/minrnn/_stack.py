@@ -101,10 +101,13 @@ class Stack(Gated):
         if reset is not None and not batch_first:
             reset = reset.transpose(0, 1)
         if lengths is not None:
-            valid = torch.arange(time, device=input.device) < lengths[:, None]
-            reset = None if reset is None else reset & valid
+            steps = torch.arange(time, device=input.device)
+            # Laid out as the input is, which `where` would otherwise lay out anew.
+            valid = steps < lengths[:, None] if batch_first else steps[:, None] < lengths
+            if reset is not None:
+                reset = reset & (valid if batch_first else valid.transpose(0, 1))
             # Masked before the projection: 0 * NaN would reach the gradients of the weights.
-            input = torch.where((valid if batch_first else valid.transpose(0, 1))[..., None], input, 0)
+            input = torch.where(valid[..., None], input, 0)
         output, states = self._run(input, initial, lengths, reset, batch_first, weights)
         if not batched:
             return output[0], map_states(lambda state: state[:, 0], states)
@@ -175,7 +178,11 @@ class Stack(Gated):
 
     def _check_lengths(self, lengths: Tensor | Sequence[int], batch: tuple[int, ...], time: int) -> Tensor:
         if not isinstance(lengths, Tensor):
-            lengths = torch.as_tensor(lengths, device="cpu")  # whatever the default device is
+            try:
+                lengths = torch.as_tensor(lengths, device="cpu")  # whatever the default device is
+            except (TypeError, ValueError, RuntimeError) as error:
+                wanted = "must be a tensor or a sequence of integers"
+                raise TypeError(f"{self._get_name()}: lengths {wanted}, got {lengths!r}") from error
         if lengths.numel() and (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool):
             raise TypeError(f"{self._get_name()}: lengths must be integers, got {lengths.dtype}")
         if lengths.shape != batch:

@@ -72,6 +72,7 @@ def _restarts(part: Gated | MinRNNMixer) -> bool:
     return part.learn_initial_state if isinstance(part, Gated) else part.initial is not None
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def _run(
     part: Gated | MinRNNMixer | S6,

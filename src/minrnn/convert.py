@@ -70,7 +70,16 @@ def convert_mingru(weights: Mapping[str, Tensor]) -> list[tuple[MinGRU, dict[str
             known = {name for key, its in zip(keys, around, strict=True) for name in (*_both(key), *its)}
             if strange := sorted(weights.keys() - known):
                 raise ValueError(f"convert_mingru: weights must be those of one minGRU, got {', '.join(strange)} too")
-            return [_layer(weights, key, blocks, its) for key, its in zip(keys, around, strict=True)]
+            if pattern.groups and numbers != [str(number) for number in range(len(numbers))]:
+                raise ValueError(f"convert_mingru: weights must be those of all layers from 0, got {', '.join(keys)}")
+            layers = [_layer(weights, key, blocks, its) for key, its in zip(keys, around, strict=True)]
+            for key, (below, _), (above, _) in zip(keys[1:], layers, layers[1:], strict=False):
+                if above.input_size != below.hidden_size:
+                    raise ValueError(
+                        f"convert_mingru: {key}.weight must read the {below.hidden_size} channels of the layer before, "
+                        f"got {above.input_size}"
+                    )
+            return layers
     raise ValueError(
         f"convert_mingru: weights must be those of one minGRU, with names such as {', '.join(_LAYOUTS)}, got "
         f"{', '.join(weights)}"

@@ -117,7 +117,7 @@ class MinLSTM(LSTMKind, Stack):
     Returns: output, (h_n, c_n)
         output: (T, B, P x directions), or laid out as the input is.
         h_n, c_n: (S, B, P) and (S, B, H): c_n is the state after the last step, h_n its projection, or its equal
-            without `proj_size`.
+            without `proj_size`; after no step at all, with T or a length of 0, c_n is c_0, and h_n is made of that.
 
     Parameters: weight_ih_l{k} (3H, D or P x directions) and bias_ih_l{k} (3H,), rows [forget | input | candidate];
     weight_hr_l{k} (P, H) with `proj_size`; initial_l{k} (H,) if learned; the same with the suffix _reverse.

@@ -68,7 +68,9 @@ def replace_rnn(model: nn.Module) -> nn.Module:
 def _counterpart(module: nn.Module) -> nn.Module:
     create, settings = _SWAPS[type(module)]
     weight = next(module.parameters())
-    new = create(**{name: getattr(module, name) for name in settings}, device=weight.device, dtype=weight.dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of dropout that acts nowhere, as `module` has told itself
+        new = create(**{name: getattr(module, name) for name in settings}, device=weight.device, dtype=weight.dtype)
     known = dict(module.named_parameters())
     for name, parameter in new.named_parameters():
         # What is no parameter there is computed from some, as by weight_norm: nobody has frozen it.

@@ -351,7 +351,7 @@ def test_warmup_runs_every_kernel_of_a_module(monkeypatch):
         ]
     )
     before = torch.get_rng_state()
-    with torch.no_grad():
+    with torch.inference_mode():
         lines = minrnn.warmup(layers, torch.bfloat16, reset=True)
     assert torch.equal(before, torch.get_rng_state())
     assert len(lines) == 4

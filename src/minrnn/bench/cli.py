@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=list(DTYPES), help=text)
     text = "the input needs no gradient, as in a network's first layer (default: it does)"
     parser.add_argument("--first-layer", action="store_true", help=text)
-    text = "what to compare; limits come by themselves (default: all that are installed)"
+    text = "what to compare; the products alone, their limit, are always measured too (default: all that are installed)"
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), metavar="NAME", help=text)
     text = "compare the mixers instead, at batch 8, length 2048, width 256; with --lengths, draw how their cost grows"
     parser.add_argument("--mixers", action="store_true", help=text)

@@ -23,8 +23,7 @@ FEW = 4  # steps that a compiler joins with what is around them, where no gradie
 def scan(inputs: tuple, spec: Spec) -> tuple[Tensor, Tensor]:
     """(h, last), differentiable."""
     if torch.compiler.is_compiling():
-        # Under torch.func an operator's tangent is zero, without a word.
-        if torch._C._are_functorch_transforms_active():
+        if transformed():  # an operator's tangent would be zero, or none, without a word
             return forward(inputs, spec._replace(backend="parallel"))
         if spec.backend is None and not torch.is_grad_enabled() and _few(inputs):
             return forward(inputs, spec._replace(backend="reference"))

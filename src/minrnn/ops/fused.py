@@ -27,20 +27,19 @@ def fused(
 
     Args:
         name: of the operator.
-        arguments: its schema, tensors first, then settings: "Tensor x, Tensor? reset, bool reverse".
+        arguments: its schema, all tensors: "Tensor x, Tensor? reset".
         returned: how many results its callers get.
         kept: how many more it keeps for backward.
         forward: the kernel, of the arguments: the results, contiguous, none of them an argument or a view of one.
         fake: the same, without computing; shapes, dtypes and strides as those of `forward`.
-        backward: the kernel, of (gradients of the returned or None, arguments, results): for each tensor argument its
+        backward: the kernel, of (gradients of the returned or None, arguments, results): for each argument its
             gradient, or None where the argument is None or not floating.
         plain: the same function as `forward` in differentiable operations; the returned results only.
 
     Returns:
         The operator as a function of its arguments, the returned results only.
     """
-    entries = [entry.split() for entry in arguments.split(", ")]
-    tensors = sum(kind.startswith("Tensor") for kind, _ in entries)
+    count = len(arguments.split(", "))
     results = ", ".join(["Tensor"] * (returned + kept))
     operator = torch.library.custom_op(
         f"minrnn::{name}", forward, mutates_args=(), schema=f"({arguments}) -> ({results})"
@@ -49,11 +48,11 @@ def fused(
 
     def split(values: tuple) -> tuple[tuple, tuple, tuple]:
         """(gradients, arguments, results) of the flat arguments of the backward operator."""
-        ends = returned, returned + len(entries)
+        ends = returned, returned + count
         return values[: ends[0]], values[ends[0] : ends[1]], values[ends[1] :]
 
     def floating(values: tuple) -> list[Tensor]:
-        return [x for x in values[:tensors] if x is not None and (x.is_floating_point() or x.is_complex())]
+        return [x for x in values if x is not None and (x.is_floating_point() or x.is_complex())]
 
     def run_backward(*values: Any) -> list[Tensor]:
         with torch.no_grad():
@@ -70,13 +69,12 @@ def fused(
     backward_operator.register_fake(fake_backward)
 
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        ctx.settings = inputs[tensors:]
-        ctx.save_for_backward(*inputs[:tensors], *output)
+        ctx.save_for_backward(*inputs, *output)
 
     def differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_legacy(name, *grads)
         saved = ctx.saved_tensors
-        args, out = (*saved[:tensors], *ctx.settings), saved[tensors:]
+        args, out = saved[:count], saved[count:]
         if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or transformed()):  # a second derivative
             # Outside the autocast of a backward pass in its reach.
             with torch.enable_grad(), torch.autocast(out[0].device.type, enabled=False):
@@ -89,10 +87,10 @@ def fused(
                 ys, gs = zip(*pairs, strict=True) if pairs else ((), ())
                 found = torch.autograd.grad(ys, sources, gs, create_graph=True, allow_unused=True) if ys else ()
             by_id = dict(zip(map(id, sources), found, strict=False))
-            return (*(by_id.get(id(x)) for x in alone[:tensors]), *(None for _ in ctx.settings))
+            return tuple(by_id.get(id(x)) for x in alone)
         present = iter(backward_operator(*grads[:returned], *args, *out))
         ids = set(map(id, floating(args)))
-        return (*(next(present) if id(x) in ids else None for x in args[:tensors]), *(None for _ in ctx.settings))
+        return tuple(next(present) if id(x) in ids else None for x in args)
 
     KERNELS[f"minrnn::{name}"], KERNELS[f"minrnn::{name}_backward"] = forward, run_backward
     torch.library.register_autograd(f"minrnn::{name}", differentiate, setup_context=setup_context)

@@ -37,7 +37,7 @@ def linear_scan(
         backend: "native", "triton", "parallel" or "reference"; None takes the fastest for the tensors' device.
 
     Returns:
-        h, (B, T, H), in the dtype of `values`, laid out in memory as `values` is.
+        h, (B, T, H), in the dtype of `values`, batch-major or time-major in memory as `values` is.
 
     Numerics: linear space, the state in float32 for 16-bit input and in the input's dtype otherwise; deterministic, and
     except in plain PyTorch, bitwise independent of the batch and of how the work is spread over threads or a GPU. A

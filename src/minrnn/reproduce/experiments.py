@@ -58,23 +58,23 @@ def cells(names: Iterable[str], scale: Scale, systems: Iterable[str] = ()) -> li
 # In what a scale differs from the paper, and why.
 _SMOKE = ("sizes and steps that only show that everything runs",)
 # The released code has selective copying and the formal languages, of the minimal RNNs alone.
-_OURS = "the minimal RNNs have LayerNorm without bias and begin from zeros, for RMSNorm and a learned state"
+_OURS = "the minimal RNNs have LayerNorm without bias, not RMSNorm, and begin from zeros, not from a learned state"
 _INSIDE = (
     "weight decay acts on the matrices of linear maps, in the released code on all but those of gates and candidates; "
     "the embedding begins with a standard deviation of 0.3, in the released code probably of 1"
 )
 _EITHER = (
     _INSIDE,
-    "the last training step is examined; the paper's text tells of early stopping in selective copying",
+    "the last training step is evaluated; the paper's text tells of early stopping in selective copying",
 )
-_SHORTER = "64 positions and 8 tokens for 4,096 and 16, 2,000 steps for 400,000: what two cores can train"
+_SHORTER = "64 positions and 8 tokens instead of 4,096 and 16, 2,000 steps instead of 400,000: what two cores can train"
 _FASTER = (
-    "learning rate 3e-3 with a warm-up and a cosine for a constant 1e-4 (the paper's text) or 3e-4 (its code), weight "
-    "decay 0.1 for 0.05, beta2 0.99 for 0.999: two hundred times fewer steps"
+    "learning rate 3e-3 with a warm-up and a cosine instead of a constant 1e-4 (the paper's text) or 3e-4 (its code), "
+    "weight decay 0.1 instead of 0.05, beta2 0.99 instead of 0.999: two hundred times fewer steps"
 )
 _IN_TURNS = "the library's nn.LSTM and nn.GRU stand beside the step loops; all systems take turns, round by round"
 _OWN_MAMBA = "Mamba is minrnn's, not its authors' kernels for GPUs"
-_OTHER_MACHINE = "processor cores for a T4 GPU, and fewer rounds of what is slow, but at least 3"
+_OTHER_MACHINE = "processor cores instead of a T4 GPU, and fewer rounds of what is slow, but at least 3"
 _WIDTHS = (
     "one layer of 16 and of 64 channels, float32: the paper's sizes are not known; by the bytes that a T4 can move, "
     "its times hold for about 15 channels at most"
@@ -102,7 +102,7 @@ _LM = (
     "an MLP of 4 widths with GELU as in nanoGPT (the released code, which has no language model, has RMSNorm, a "
     "learned state, and GEGLU of 2 widths); systems of one width differ in weights, as the table shows",
     "context of 256, warm-up, cosine, weight decay 0.1 and beta2 0.99 as in nanoGPT's recipe, but that the cosine ends "
-    "at zero, for a tenth of the rate; the paper names none",
+    "at zero instead of at a tenth of the rate; the paper names none",
     "bfloat16 arithmetic where torch has kernels for it; training ends when the held-out loss has found no new minimum "
     "for 500 steps",
     "the held-out loss is of every character that is held out, in windows from zero state",
@@ -113,8 +113,7 @@ _LM = (
 )
 _RECIPES = (
     "an MLP of 3.5 widths: 6.3 M weights at width 384",
-    "beside the cosine of lm a short one that ends before the model has learned its data by heart; to that, one change "
-    "at a time",
+    "beside the cosine of lm a short one that ends before the model overfits; to that, one change at a time",
     "the preset shakespeare-best has twice the rate and more dropout; its dropout is meant for width 384 and 10 passes "
     "over the text, of which laptop scale, with a ninth of the weights and 6 passes, tells nothing",
     "recipes and the step are chosen by the loss on the same held-out text that is reported, which flatters it; no "
@@ -132,8 +131,8 @@ _FORMAL = (
 _ACTING = (
     "5 % of the episodes are held out, for the curve of the loss; windows at the ends of episodes are padded after "
     "them and masked, none is padded when acting",
-    "Gymnasium's environments of version 5 for version 3",
-    "the last training step is examined, at one target return",
+    "Gymnasium's environments of version 5 instead of 3",
+    "the last training step is evaluated, at one target return",
     "weight decay acts on the matrices of linear maps alone; norms have no bias; no dropout on the embedded tokens",
     "Decision S4 learns and acts in windows of 20 steps, as all others, where its authors have it read whole episodes "
     "and carry its state on when it acts (here: streaming)",
@@ -222,8 +221,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         {
             "smoke": _SMOKE,
             "laptop": (
-                "width 128, batches of 16, a cosine of 2,000 steps, 4 heads for 6, the held-out loss every 100 steps "
-                "for 25: minutes on two cores; learning rate 3e-3, which suits minGRU, and 1e-3",
+                "width 128, batches of 16, a cosine of 2,000 steps, 4 heads instead of 6, the held-out loss every 100 "
+                "steps instead of 25: minutes on two cores; learning rate 3e-3, which suits minGRU, and 1e-3",
                 *_LM,
             ),
             "paper": _LM,
@@ -248,16 +247,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         "short cosine",
     ),
     "formal": Experiment(
-        "Formal languages: trained on words of up to 40 symbols, examined on 40 to 256",
+        "Formal languages: trained on words of up to 40 symbols, evaluated on 40 to 256",
         "Tables 4 and 5",
-        "Which regularities does each system carry over to longer words?",
+        "Which regularities does each system generalise to longer words?",
         "accuracy",
         {
             "smoke": _SMOKE,
             "laptop": (
-                "width 64, batches of 64, 1,500 steps at 2e-3 with a warm-up and a cosine, beta2 0.99, examined on 20 "
-                "batches, for width 256, batches of 256, 500,000 steps at 3e-4, beta2 0.999, examined on 200: what two "
-                "cores can train",
+                "width 64, batches of 64, 1,500 steps at 2e-3 with a warm-up and a cosine, beta2 0.99, evaluated on 20 "
+                "batches, instead of width 256, batches of 256, 500,000 steps at 3e-4, beta2 0.999, evaluated on 200: "
+                "what two cores can train",
                 _OURS,
                 *_FORMAL,
             ),
@@ -273,9 +272,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         {
             "smoke": _SMOKE,
             "laptop": (
-                "lists of 20 to 120 tokens (half of them have at most 30), 5 levels and 5 arguments for 500 to 2,000, "
-                "10 and 10; 3 layers of 64 channels for 8 of 128, 3,000 steps at 2e-3 in batches of 64 for 250,000 at "
-                "1e-3 in batches of 32, beta2 0.99 for 0.999: what two cores can train",
+                "lists of 20 to 120 tokens (half of them have at most 30), 5 levels and 5 arguments instead of 500 to "
+                "2,000, 10 and 10; 3 layers of 64 channels instead of 8 of 128; 3,000 steps at 2e-3 in batches of 64 "
+                "instead of 250,000 at 1e-3 in batches of 32; beta2 0.99 instead of 0.999: what two cores can train",
                 _OURS,
                 *_LISTOPS,
             ),
@@ -296,9 +295,9 @@ EXPERIMENTS: dict[str, Experiment] = {
                 "their snapshots on the way (medium-replay); no medium-expert, which would need an expert",
                 "these policies explored by noise, which the models do without: to be at least as good as the policy "
                 "behind the data is to be as good as its mean action, which has a row of its own",
-                "2,000 steps at 1e-3 with a cosine, width 128, for 100,000 at 1e-3 or 1e-4 and width 128 or 256; "
-                "2 seeds on Hopper and 1 elsewhere for 5; 10 episodes for 100; the highest return of the data is asked "
-                "for: what two cores can do in hours",
+                "2,000 steps at 1e-3 with a cosine, width 128, instead of 100,000 at 1e-3 or 1e-4, width 128 or 256; 2 "
+                "seeds on Hopper and 1 elsewhere instead of 5; 10 episodes instead of 100; the highest return of the "
+                "data is asked for: what two cores can do in hours",
                 *_ACTING,
             ),
             "paper": _ACTING,

@@ -13,8 +13,8 @@ ARTICLE = "quoted by a news article on the paper and by a translation of it"
 NAMED = "quoted by a news article on the paper; which system each belongs to is from a translation or a summary"
 SUMMARY = "from a summary of the paper; digits may be garbled"
 TRANSLATION = "from a translation of the paper; digits may be garbled"
-MEMORY = "from memory, unverified"
-CHECKED = "from memory; the table's averages, from memory too, agree"
+MEMORY = "written from memory, not checked against the paper"
+CHECKED = "written from memory, not checked against the paper; the table's averages, from memory too, agree"
 EITHER = "the paper's minLSTM again: it is not known which of the two forms produced it"
 
 
@@ -156,7 +156,7 @@ NOTES: dict[str, tuple[str, ...]] = {
         "100 is perfect) on words from other generators. Ours are plain accuracies: no difference is formed to these "
         "rows.",
         "Of words of 63 symbols and up to 40 places the most frequent symbol hardly ever occurs more than 5 times, of "
-        "those that are examined mostly more often: by this generator majority count has answers that training hardly "
+        "those that are evaluated mostly more often: by this generator majority count has answers that training hardly "
         "shows.",
         "Batches of 256, weight decay 0.01 and a convolution are the paper's text's; a copy of its code that may have "
         "been edited has 128, 0.05 and none.",

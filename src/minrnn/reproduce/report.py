@@ -134,6 +134,8 @@ def _flat(config: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
 def _cost(seconds: Sequence[float]) -> str:
     if not seconds:
         return ""
+    if len(seconds) == 1:
+        return f"{duration(seconds[0])}, of one cell"
     low, middle, high = (duration(choose(seconds)) for choose in (min, statistics.median, max))
     added = f"{duration(sum(seconds))}, all cells added up, of which several may have run at once"
     return f"{added}; a cell took {low} to {high}, half of them at most {middle}"

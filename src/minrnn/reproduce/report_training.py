@@ -45,7 +45,7 @@ class Metric:
 
 METRICS = {
     "accuracy": Metric(
-        "Accuracy in % after the last step, so the step is not chosen on what is examined",
+        "Accuracy in % after the last step, so the step is not chosen on what is evaluated",
         "accuracy, %", "result", "accuracy", 100.0, 1, None,
     ),
     "held_out": Metric(

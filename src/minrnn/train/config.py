@@ -35,7 +35,7 @@ class TrainConfig:
         patience: end after so many steps in which the held-out loss found no new minimum; 0 for never
         keep: which model is saved: that of the last step, or the best, by held-out loss
         seed: of the weights, the batches and dropout
-        precision: of weights, and of arithmetic where they differ; without bfloat16 kernels for the processor, float32
+        precision: bf16-mixed is bfloat16 autocast of float32 weights, and float32 on a processor without kernels for it
         devices: processes that share a batch, one device each
     """
 
