@@ -98,16 +98,15 @@ class Stack(Gated):
                 _unsqueeze(reset, 0),
                 _unsqueeze(lengths, 0),
             )
-        if reset is not None and not batch_first:
-            reset = reset.transpose(0, 1)
         if lengths is not None:
             steps = torch.arange(time, device=input.device)
             # Laid out as the input is, which `where` would otherwise lay out anew.
             valid = steps < lengths[:, None] if batch_first else steps[:, None] < lengths
-            if reset is not None:
-                reset = reset & (valid if batch_first else valid.transpose(0, 1))
+            reset = None if reset is None else reset & valid
             # Masked before the projection: 0 * NaN would reach the gradients of the weights.
             input = torch.where(valid[..., None], input, 0)
+        if reset is not None and not batch_first:
+            reset = reset.transpose(0, 1)
         output, states = self._run(input, initial, lengths, reset, batch_first, weights)
         if not batched:
             return output[0], map_states(lambda state: state[:, 0], states)
