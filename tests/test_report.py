@@ -17,7 +17,8 @@ from minrnn.reproduce.page import Found, signed
 from minrnn.reproduce.published import NOTES, PUBLISHED, URL
 
 FACTS = {
-    "cpu": "CPU X", "cpu_capability": "AVX2", "cores": 2, "threads": 2, "gpu": None, "system": "Linux 6",
+    "cpu": "CPU X", "cpu_capability": "AVX2", "bf16_instructions": False, "cores": 2, "threads": 2,
+    "gpu": None, "system": "Linux 6",
     "python": "3.11.9", "torch": "2.13.0", "minrnn": "0.1.0", "commit": "0123456789abcdef" * 2 + "01234567",
     "date": "2025-01-02T03:04:05+00:00",
 }  # fmt: skip
@@ -112,9 +113,7 @@ def test_cells_without_a_result_are_shown_as_what_they_are(layers, tmp_path):
     assert found[2][2] == "6 done, 4 failed, 1 refused, 1 not finished, 15 missing"
     assert r"- layers/minlstm-1-layer-2 failed: ValueError: \<b\>no \| room\</b\>" in page
     assert "layers/minlstm-1-layer-2 failed: ValueError: &lt;b&gt;no | room&lt;/b&gt;" in html
-    assert re.search(
-        r"refused: reproduce: .*2-layers-0.json must be a cell with config.train.steps = 2000, got 1", html
-    )
+    assert re.search(r"refused: .*2-layers-0.json must be a cell with config.train.steps = 2000, got 1", html)
 
 
 def test_machines_and_commits_that_differ_are_told_apart(layers, tmp_path):
@@ -130,6 +129,9 @@ def test_machines_and_commits_that_differ_are_told_apart(layers, tmp_path):
     gpu, fallen_back = report._origins(found)
     assert "(an installed copy)" in gpu and "; GPU Y, bf16-mixed, 2 threads" in gpu
     assert "; CPU X (AVX2), 2 cores, 32-true, 2 threads" in fallen_back
+    early = [FACTS | {"cpu_capability": "AVX512", "bf16_instructions": True}, FACTS]
+    (resumed,) = report._origins([Found(cell, "done", {"facts": FACTS, "earlier_sessions": early})])
+    assert "2 threads, begun by commit 0123456789ab (AVX512, with bfloat16 instructions), Linux 6" in resumed
 
 
 def test_memory_of_another_run_is_told():
@@ -148,8 +150,8 @@ def test_a_loss_is_the_best_and_an_accuracy_the_last(tmp_path):
     assert ["minGRU", "1,234,567", "1.539 at step 500", "1.548 at step 575", "−0.009", "1"] in rows(page)
     assert ["Transformer", "1,234,567", "1.547 at step 525", "1.547", "0.000", "1"] in rows(page)
     assert ["GRU", "1,234,567", "80.0", "", "", "1 of 3"] in rows(page)
-    assert "Lowest first: minGRU 1.539 (the paper's 1.548), Transformer 1.547 (the paper's 1.547)." in page
-    assert r"minRNN's convention: GRU (80.0)." in page
+    assert "Lowest first (2 of 5 systems so far): minGRU 1.539 (the paper's 1.548), Transformer 1.547 (the" in page
+    assert "minRNN's convention (1 of 13 systems so far): GRU (80.0)." in page
 
 
 def test_an_ablation_is_told_against_its_baseline(tmp_path):
@@ -172,8 +174,8 @@ def test_systems_that_cannot_be_told_apart_are_named_together(tmp_path):
         results.write(of(wanted, system, "S4's convention")[0], record(0.75))
     _, page = built(results, wanted, tmp_path)
     ends = "highest minLSTM, minGRU (100.0), GRU (99.9); lowest S4 (30.0), H3 with S4 (32.0)"
-    assert f"minRNN's convention: {ends}; 99 % or more: minLSTM, minGRU, GRU, LSTM." in page
-    assert "S4's convention: no significant difference (75.0)." in page
+    assert f"minRNN's convention (6 of 13 systems so far): {ends}; 99 % or more: minLSTM, minGRU, GRU, LSTM." in page
+    assert "S4's convention (2 of 4 systems so far): no significant difference (75.0)." in page
     assert "Where a system has one seed, its spread over seeds is unknown." in page
 
 
@@ -185,7 +187,7 @@ def test_seeds_that_scatter_are_not_told_apart(tmp_path):
         for cell, accuracy in zip(of(wanted, system, "minRNN's convention"), accuracies, strict=True):
             results.write(cell, record(accuracy))
     _, page = built(results, wanted, tmp_path)
-    assert "minRNN's convention: highest GRU (99.9), LSTM (97.0); lowest S4 (91.0); 99 % or more: GRU." in page
+    assert "systems so far): highest GRU (99.9), LSTM (97.0); lowest S4 (91.0); 99 % or more: GRU." in page
     assert "what chance does" not in page
     drawn = (tmp_path / "figures" / "copying.svg").read_text(encoding="utf-8")
     assert "minRNN's convention" in drawn and "S4's convention" not in drawn  # no axes without a line
@@ -208,9 +210,11 @@ def test_accuracies_are_told_apart_as_far_as_the_questions_allow(tmp_path):
         results.write(of(wanted, "Mamba", language)[0], record(mamba))
         results.write(of(wanted, "minGRU", language)[0], record(gru))
     _, page = built(results, wanted, tmp_path)
-    assert re.search(r"parity: no system beats the best constant answer \(48.0 to 53.5; 5[01].\d\)\.", page)
-    assert "majority: no significant difference (33.0 to 36.0)." in page
-    assert r"bucket\_sort: highest Mamba (36.0); lowest minGRU (30.0)." in page
+    assert re.search(
+        r"parity \(2 of 8 systems so far\): no system beats the best constant answer \(48.0 to 53.5; 5[01].\d\)\.", page
+    )
+    assert "majority (2 of 8 systems so far): no significant difference (33.0 to 36.0)." in page
+    assert r"bucket\_sort (2 of 8 systems so far): highest Mamba (36.0); lowest minGRU (30.0)." in page
     assert re.search(r"\*\*bucket\\_sort \(best constant answer: 1\d\.\d\)\*\*", page)
     assert "**even\\_pairs**" in page  # nothing is measured there
     assert "Dotted: the best constant answer." in page
@@ -341,7 +345,7 @@ def speed(monkeypatch):
     def measured(length):
         points = [
             {
-                "system": system, "length": length, "batch": 64, "width": 128,
+                "system": system, "length": length, "batch": 64, "width": 128, "parameters": 1000,
                 "seconds": summary(seconds * length / 512),
                 "speedup_over": {"GRU-loop": summary(25.2)} if system == "MinGRU" and length == 512 else {},
                 "peak_bytes": 1234567.0 * length / (2 if system == "GRU-loop" else 1),
@@ -380,6 +384,7 @@ def test_times_stand_beside_the_papers(speed, tmp_path):
     assert ["MinGRU over GRU-loop", "2"] in found
     assert "Speed-up, lowest to highest: MinGRU over GRU-loop 25.2." in markdown
     assert "Peak memory as a multiple, lowest to highest: MinGRU over GRU-loop 2." in markdown
+    assert "Weights at width 128: " in markdown and "MinGRU 1,000" in markdown
     assert "- GRU-loop: measured up to length 512 (width 64, at length 4,096)." in markdown
     assert found[2][2] == "2 done, 1 missing"
     drawn = (tmp_path / "figures" / "speed-0.svg").read_text(encoding="utf-8")
@@ -390,9 +395,10 @@ def test_times_stand_beside_the_papers(speed, tmp_path):
 def test_the_legend_is_no_wider_than_the_figure(width):
     wanted = cells(["copying"], "laptop")
     figure = Figure(figsize=(width, 3.5), layout="constrained")
-    figures._add_legend(figure, figures._styles(dict.fromkeys(cell.system for cell in wanted)))
+    systems = dict.fromkeys(cell.system for cell in wanted)
+    figures._add_legend(figure, figures._styles(systems))
     (legend,) = figure.legends
-    assert legend.get_window_extent().width <= figure.bbox.width and len(legend.get_texts()) == 12
+    assert legend.get_window_extent().width <= figure.bbox.width and len(legend.get_texts()) == len(systems)
 
 
 def test_memory_that_was_not_measured_is_no_multiple():

@@ -19,6 +19,7 @@ from rich.console import Console
 
 import minrnn
 from conftest import QUIET
+from minrnn.bench import facts
 from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig
 from minrnn.reproduce import worker
 from minrnn.reproduce.cells import SCALES, Cell, Results, with_defaults
@@ -43,7 +44,7 @@ def cell(seed=0, **train):
 
 def measured(record):
     """What must not depend on time."""
-    drop = {"seconds", "facts"}
+    drop = {"seconds", "facts", "earlier_sessions"}
     return json.loads(
         json.dumps({name: value for name, value in record.items() if name not in drop}),
         object_hook=lambda table: {name: value for name, value in table.items() if name not in drop},
@@ -94,7 +95,7 @@ def test_names_that_do_not_exist_are_answered_with_those_that_do():
         cells(["layers"], "big")
     with pytest.raises(ValueError, match=r"systems must be of minLSTM; minGRU.*, got 'mingru'"):
         cells(["layers"], "smoke", ["mingru"])
-    assert {each.system for each in cells(["layers"], "smoke", ["minGRU"])} == {"minGRU"}
+    assert {each.system for each in cells(["layers"], "smoke", iter(["minGRU"]))} == {"minGRU"}
     assert cells(["layers", "layers"], "smoke") == cells(iter(["layers"]), "smoke")  # no cell is measured twice
 
 
@@ -178,13 +179,14 @@ def test_a_cell_is_measured_by_one_process_at_a_time(tmp_path):
         results.write(cell(), {"result": {}, "seconds": 1.0, "facts": {}})
     thread.join()
     assert ended == [True] and not list((tmp_path / "work").rglob("*.lock"))
-    worker.measure(cell(), results, None, QUIET, None)
+    worker.measure(cell(), results, None, QUIET)
     assert results.read(cell())["result"] == {}  # what another process has measured meanwhile stays
 
 
-def test_the_commit_is_of_the_code_that_the_process_has_loaded(tmp_path):
-    worker.measure(cell(steps=2), Results(tmp_path), None, QUIET, "abc")
-    assert Results(tmp_path).read(cell(steps=2))["facts"]["commit"] == "abc"
+def test_the_commit_is_of_the_code_that_the_process_has_loaded(monkeypatch):
+    loaded = facts.gather()["commit"]
+    monkeypatch.setattr(facts.subprocess, "run", lambda *arguments, **kwargs: pytest.fail("it is looked at again"))
+    assert facts.gather()["commit"] == loaded
 
 
 def test_a_process_that_ends_after_its_cell_loses_nothing(tmp_path, monkeypatch):
@@ -268,9 +270,18 @@ def test_a_checkpoint_of_another_config_is_thrown_away(tmp_path):
 def test_a_checkpoint_of_another_version_is_thrown_away(tmp_path, monkeypatch):
     first = train(cell(), tmp_path, None, QUIET)
     (tmp_path / "mark").touch()
-    assert train(cell(), tmp_path, None, QUIET) == first and (tmp_path / "mark").exists()
+    assert measured(train(cell(), tmp_path, None, QUIET)) == measured(first) and (tmp_path / "mark").exists()
     monkeypatch.setattr(minrnn, "__version__", "9")
     assert measured(train(cell(), tmp_path, None, QUIET)) == measured(first) and not (tmp_path / "mark").exists()
+
+
+def test_sessions_that_were_cut_off_are_named(tmp_path):
+    """Those whose checkpoint was gone on from, not those that left none."""
+    assert train(cell(), tmp_path, None, QUIET)["earlier_sessions"] == []
+    again = train(cell(), tmp_path, None, QUIET)["earlier_sessions"]
+    assert [session["threads"] for session in again] == [torch.get_num_threads()]
+    (tmp_path / "checkpoint.pt").unlink()
+    assert train(cell(), tmp_path, None, QUIET)["earlier_sessions"] == []
 
 
 def test_a_torn_checkpoint_fails_once(tmp_path):

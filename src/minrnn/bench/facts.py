@@ -1,6 +1,7 @@
 """Where and with what a benchmark ran: the facts that every result file begins with."""
 
 import datetime
+import functools
 import importlib.metadata
 import os
 import platform
@@ -129,6 +130,7 @@ def _version(distribution: str) -> str | None:
         return None
 
 
+@functools.cache  # what this process has loaded, whatever lies there later
 def _commit() -> str | None:
     """The commit of the checkout that minrnn runs from, marked if sources were changed; None for an installed copy."""
     package = Path(minrnn.__file__).parent

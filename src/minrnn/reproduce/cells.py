@@ -111,7 +111,7 @@ class Results:
                 {each: kept.get(each) for each in other}, {each: wanted[each] for each in other}
             )
             raise ValueError(
-                f"reproduce: {path} must be a cell with {name} = {want!r}, got {got!r}: results are not "
+                f"{path} must be a cell with {name} = {want!r}, got {got!r}: results are not "
                 "mixed; move them away, or choose another folder with --out"
             )
         return record if "facts" in record and record.keys() & {"error", "seconds"} else None

@@ -9,7 +9,7 @@ from typing import Any
 from minrnn.models import BackboneConfig
 from minrnn.reproduce.cells import Cell, Scale, Settings, with_defaults
 from minrnn.tasks import FormalLanguage, ListOps, SelectiveCopying, TextConfig
-from minrnn.tasks.formal import LANGUAGES
+from minrnn.tasks.formal import EXAMINED, LANGUAGES
 from minrnn.train import TrainConfig
 
 # Of the scales: the paper's, and the one that is fastest on CPUs.
@@ -76,10 +76,9 @@ def _with(backbone: Settings, **options: Any) -> Settings:
 
 
 def _minimal(scale: Scale, **options: Any) -> dict[str, Settings]:
-    """The minimal RNNs; at the paper's scale from a learned state, as the released code, and minLSTM in both forms."""
-    systems = {"minLSTM": MINLSTM, "minGRU": MINGRU}
+    """The minimal RNNs, minLSTM in both forms; at the paper's scale from a learned state, as the released code."""
+    systems = {"minLSTM": MINLSTM, "minGRU": MINGRU, "minLSTM unnormalized": UNNORMALIZED}
     if scale == "paper":
-        systems["minLSTM unnormalized"] = UNNORMALIZED
         options["learn_initial_state"] = True
     return {name: _with(backbone, **options) for name, backbone in systems.items()}
 
@@ -111,7 +110,6 @@ def layers(scale: Scale) -> Iterable[Cell]:
     task, train, width = _COPYING[scale]
     task = {"name": "copying", **task}
     kinds = _minimal(scale, expansion=_EXPANSION[scale])
-    kinds |= {"minLSTM unnormalized": _with(UNNORMALIZED, **kinds["minLSTM"]["mixer_options"])}
     for layers in (1, 2, 3):
         shape = {"width": width, "layers": layers, **BARE, **_NORM[scale]}
         systems = {name: {**shape, **backbone} for name, backbone in kinds.items()}
@@ -249,6 +247,7 @@ def formal(scale: Scale) -> Iterable[Cell]:
         "Mamba": {"mixer": "mamba"},
         "RWKV-4": {"mixer": "rwkv4"},
         "xLSTM": {"mixer": "mlstm"},
+        "Hyena": {"mixer": "hyena", "mixer_options": {"max_length": 2 * EXAMINED[1]}},  # a word, and as much after it
         **{name: {**backbone, **around, **_NORM[scale]} for name, backbone in _minimal(scale).items()},
     }
     systems = {name: {**shape, **backbone} for name, backbone in systems.items()}

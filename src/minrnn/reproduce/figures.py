@@ -29,6 +29,7 @@ FAMILIES = {
     "h3": ("#CC79A7", "p"),
     "rwkv": ("#56B4E9", "h"),
     "xlstm": ("#E69F00", "*"),
+    "hyena": ("#999999", "d"),
 }
 # Of names that are no system's: one colour after the other.
 OTHERS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"

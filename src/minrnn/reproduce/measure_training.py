@@ -10,12 +10,14 @@ from rich.console import Console
 
 import minrnn
 from minrnn._files import replace_files
+from minrnn.bench import facts
 from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, SequenceModel
 from minrnn.reproduce import cells_training
 from minrnn.reproduce.cells import Cell, Settings
 from minrnn.tasks import Task, TextConfig, TextTask
 from minrnn.tasks.corpus import DOWNLOADS
 from minrnn.train import TrainConfig
+from minrnn.train.files import CHECKPOINT
 from minrnn.train.fit import fit
 
 
@@ -58,7 +60,7 @@ def fitted(
     Returns:
         The `metrics` of each step after which the held-out loss was measured, with the training loss of a step near it;
         the `result`, which is the last of them, and the `best`, by that loss; `parameters`, `seconds`, and the
-        `precision` that was used.
+        `precision` that was used; the facts of the `earlier_sessions`, those that were cut off.
 
     Raises:
         ValueError: what is at work is damaged, or the loss is no longer finite; it is thrown away, for another try
@@ -69,6 +71,9 @@ def fitted(
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         replace_files({begin: about})
+    sessions = work / "sessions.json"
+    earlier = json.loads(sessions.read_bytes()) if sessions.exists() and (work / CHECKPOINT).exists() else []
+    replace_files({sessions: json.dumps([*earlier, facts.gather()]).encode()})
     try:
         journal = fit(model, task, config, work, console)
     except ValueError:
@@ -86,5 +91,6 @@ def fitted(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seconds": round(journal.seconds, 1),
         "precision": journal.precision,
+        "earlier_sessions": earlier,
         "metrics": measured,
     }

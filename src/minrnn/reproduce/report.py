@@ -87,10 +87,13 @@ def _section(name: str, experiment: Experiment, scale: Scale, found: Sequence[Fo
     findings = of_metric.summarize(name, experiment, found, published)
     counts = Counter(each.state for each in found)
     of_users = any(each.cell.reads == "directory" for each in found)
+    # As many cells at once as there were, for their times; what is timed itself had all cores.
+    jobs = max((each.record["facts"]["cores"] // each.record["facts"]["threads"] for each in done), default=1)
     return Section(
         name=name,
         about=experiment,
-        command=f"minrnn reproduce {name} --scale {scale}{' --data DIRECTORY' * of_users}",
+        command=f"minrnn reproduce {name} --scale {scale}{' --data DIRECTORY' * of_users}"
+        + f" --jobs {jobs}" * (jobs > 1),
         found=found,
         counts={state: counts[state] for state in STATES if counts[state]},
         findings=findings,
@@ -161,6 +164,10 @@ def _origins(done: Sequence[Found]) -> list[str]:
         if precision := found.record.get("precision", asked):
             where += f", {precision}"
         where += f", {threads(each['threads'])}"
+        earlier = dict.fromkeys(map(_session, found.record.get("earlier_sessions", ())))
+        earlier.pop(_session(each), None)
+        if earlier:
+            where += f", begun by {' and '.join(earlier)}"
         versions = f"minrnn {each['minrnn']} ({_commit(each)}), torch {each['torch']}, Python {each['python']}"
         origins.setdefault(f"{versions}; {where}, {each['system']}", []).append(each["date"])
     return _dated(origins)
@@ -180,6 +187,12 @@ def _measured_again(done: Sequence[Found]) -> list[str]:
 
 def _commit(facts: Mapping[str, Any]) -> str:
     return re.sub(r"^(.{12})[0-9a-f]*", r"commit \1", facts["commit"]) if facts["commit"] else "an installed copy"
+
+
+def _session(facts: Mapping[str, Any]) -> str:
+    """What of one process may make the numbers of another others."""
+    bf16 = "with" if facts["bf16_instructions"] else "without"
+    return f"{_commit(facts)} ({facts['cpu_capability']}, {bf16} bfloat16 instructions)"
 
 
 def _dated(origins: Mapping[str, Sequence[str]]) -> list[str]:

@@ -99,7 +99,10 @@ def summarize(name: str, experiment: Experiment, found: Sequence[Found], publish
             reasons.setdefault((f"{system}: {reason}", each.cell.system), []).append(each.cell.config["length"])
     return Findings(
         measured=_MEASURED,
-        sentences=[sentence for quantity in quantities for sentence in _sentence(quantity, settings)],
+        sentences=[
+            *(sentence for quantity in quantities for sentence in _sentence(quantity, settings)),
+            *_weights(found),
+        ],
         tables=list(_compared(settings, published)),
         more=[
             _table(title, *lines) for title, setting in settings.items() for lines in setting.lines.items() if lines[1]
@@ -192,6 +195,18 @@ def _draw(name: str, title: str, setting: Setting, published: Mapping[Key, Numbe
     if any(points for panel in panels for points in panel.points.values()):
         caption += " Large markers: the paper's numbers."
     return Figure(name, caption, figures.draw(name, caption, panels, "length", logarithmic=True))
+
+
+def _weights(found: Sequence[Found]) -> Iterator[str]:
+    """How large the systems are, at each width."""
+    sizes: dict[str, dict[str, int]] = {}
+    for each in found:
+        for point in each.record.get("points", ()):
+            sizes.setdefault(f" at width {point['width']}" if "width" in point else "", {})[point["system"]] = point[
+                "parameters"
+            ]
+    for width, systems in sizes.items():
+        yield f"Weights{width}: {', '.join(f'{system} {count:,}' for system, count in systems.items())}."
 
 
 def _sentence(quantity: Quantity, settings: Mapping[str, Setting]) -> Iterator[str]:

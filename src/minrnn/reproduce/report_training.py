@@ -208,7 +208,9 @@ def _sentences(
         eval_set = eval_sets.get(column)
         papers = {system: number.value for (system, its), number in published.items() if its == column}
         told = _best_and_worst(values, metric, eval_set) if eval_set else _ranking(values, metric, papers)
-        yield f"{column or 'Lowest first'}: {told}."
+        wanted = sum(its == column for _, its in places)
+        some = f" ({len(values)} of {wanted} systems so far)" if len(values) < wanted else ""
+        yield f"{column or 'Lowest first'}{some}: {told}."
 
 
 def _ranking(values: Mapping[str, Sequence[float]], metric: Metric, papers: Mapping[str, float]) -> str:

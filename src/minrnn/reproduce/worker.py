@@ -30,7 +30,7 @@ MEASURES: dict[str, Callable[[Cell, Path, str | None, Console], dict[str, Any]]]
 }
 
 
-def measure(cell: Cell, results: Results, data: str | None, console: Console, commit: object) -> None:
+def measure(cell: Cell, results: Results, data: str | None, console: Console) -> None:
     """Measure a cell and write its file; if it fails, with the reason.
 
     Args:
@@ -38,7 +38,6 @@ def measure(cell: Cell, results: Results, data: str | None, console: Console, co
         results: the folder.
         data: where a text, or the episodes, of the cell lie.
         console: where progress is shown.
-        commit: the code's, as this process has loaded it.
     """
     work = results.work(cell)
     with results.claim(cell.name, console):
@@ -51,7 +50,7 @@ def measure(cell: Cell, results: Results, data: str | None, console: Console, co
         except Exception as error:
             record = {"error": f"{type(error).__name__}: {error}".partition("\n")[0]}
         device = record.get("device", "cuda" if torch.cuda.is_available() else "cpu")
-        results.write(cell, {**record, "facts": {**facts.gather(device), "commit": commit}})
+        results.write(cell, {**record, "facts": facts.gather(device)})
         if "error" not in record:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -59,10 +58,11 @@ def measure(cell: Cell, results: Results, data: str | None, console: Console, co
 def main(root: str, threads: str, data: str) -> int:
     """Serve the cells of the standard input until it ends; 130 if stopped before, 1 if a file could not be written."""
     torch.set_num_threads(int(threads))
-    console, commit = Console(width=200), facts.gather()["commit"]
+    console = Console(width=200)
+    facts.gather()  # of the code as it is loaded now
     try:
         for line in sys.stdin:
-            measure(Cell(**json.loads(line)), Results(Path(root)), data or None, console, commit)
+            measure(Cell(**json.loads(line)), Results(Path(root)), data or None, console)
             sys.stdout.write(f"{DONE}\n")
             sys.stdout.flush()
     except (Interrupted, KeyboardInterrupt):
