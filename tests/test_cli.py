@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import minrnn.models
 from minrnn.cli import main
@@ -247,6 +248,18 @@ def test_resume_keeps_to_the_run(run, capsys, tmp_path):
     capsys.readouterr()
     assert "--steps must be 40 to resume" in refused(capsys, "train", "--out", run, "--resume", "--steps", 50)
     assert "got no train.json" in refused(capsys, "train", "--out", tmp_path / "none", "--resume")
+
+
+def test_an_option_of_a_mixer_may_be_said_again(tmp_path, capsys):
+    """Beside those that its task sets."""
+    given = ["--task", "offline", "--data", "x.hdf5", "--mixer", "attention", "--mixer_options.dropout"]
+    assert main(["train", *given, "0.2", "--print_config"]) == 0
+    table = yaml.safe_load(capsys.readouterr().out)
+    assert table["mixer_options"] == {"dropout": 0.2, "heads": 1, "positions": "none", "bias": True}
+    (tmp_path / "train.json").write_text(json.dumps(table))
+    resume = ["--out", str(tmp_path), "--resume", "--print_config"]
+    assert main(["train", *given, "0.2", *resume]) == 0 and yaml.safe_load(capsys.readouterr().out) == table
+    assert "--mixer_options must be {'dropout': 0.2} to resume" in refused(capsys, "train", *given, "0.3", *resume)
 
 
 def test_what_has_no_effect_is_said(text, tmp_path, capsys):

@@ -305,6 +305,21 @@ def test_a_saved_model_comes_back(name, dtype, tmp_path):
     back(tokens)[0].sum().backward()
 
 
+def test_a_compiled_model_is_saved_as_the_model_that_it_is(tmp_path):
+    model = make_language("mingru")
+    save(torch.compile(model), tmp_path)
+    assert torch.equal(load(tmp_path)(text(2, 9))[0], model.eval()(text(2, 9))[0])
+
+
+def test_weights_that_could_not_be_loaded_are_not_saved(run):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    model = make_language("mingru")
+    torch.nn.utils.parametrizations.weight_norm(model.head)
+    with pytest.raises(ValueError, match=r"save: .* weights that its config makes, got others: head.parametrizations"):
+        save(model, run)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
 def test_a_full_disk_leaves_the_model_that_was_there(run, monkeypatch):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     synced = []

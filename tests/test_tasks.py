@@ -56,6 +56,14 @@ def test_what_follows_a_prompt_keeps_its_space():
         assert begin + "".join(decode_stream(tokenizer, ids[cut:], ids[:cut])) == text
 
 
+def test_a_replacement_character_is_a_character():
+    """U+FFFD, which stands for half a character where tokens are bytes."""
+    tokenizer = make_tokenizer("chars", "ab\ufffd")
+    ids = encode(tokenizer, "a\ufffdb\ufffd").tolist()
+    for cut in range(len(ids)):
+        assert "".join(decode_stream(tokenizer, ids[cut:], ids[:cut])) == "a\ufffdb\ufffd"[cut:]
+
+
 def test_numbers_that_a_tokenizer_leaves_out_have_room(tmp_path, text_file):
     tokenizer = make_tokenizer("chars", TEXT)
     spread = Tokenizer(models.WordLevel({char: 3 * index for char, index in tokenizer.get_vocab().items()}))

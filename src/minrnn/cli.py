@@ -116,7 +116,10 @@ def train(arguments: list[str]) -> int:
         config = RunConfig.of_run(run)
         data = given.pop("data", config.task.data)  # it may have moved: its checksum says that it is the same
         for key, value in given.items():
-            if value != (kept := config.to_dict()[key]):
+            kept = config.to_dict()[key]
+            if isinstance(value, dict):  # options of the mixer, the rest of which are kept
+                kept = {name: kept.get(name) for name in value}
+            if value != kept:
                 raise ValueError(f"--{key} must be {kept!r} to resume the run in {run}, got {value!r}")
         config = dataclasses.replace(config, task=dataclasses.replace(config.task, data=data))
     if print_config:

@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.utils._pytree import tree_leaves, tree_map
 
 from conftest import assert_close
@@ -252,6 +252,66 @@ def test_sixteen_bits_keep_decays_in_float32(name, dtype):
         dtype,
         accumulate_dtype(dtype),
     }
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_sixteen_bits_may_be_the_default(name):
+    torch.manual_seed(0)
+    wanted = make_mixer(name, D, {}).to(torch.bfloat16)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        torch.manual_seed(0)
+        mixer = make_mixer(name, D, {})
+        assert torch.get_default_dtype() == torch.bfloat16
+        mixer(torch.randn(1, 3, D))
+    finally:
+        torch.set_default_dtype(before)
+    for (own, tensor), (other, like) in zip(mixer.state_dict().items(), wanted.state_dict().items(), strict=True):
+        assert own == other and tensor.dtype == like.dtype and torch.equal(tensor, like)
+
+
+class Adapted(torch.nn.Module):
+    """A linear map with something added, as adapters of low rank are put in a layer's place."""
+
+    def __init__(self, base: torch.nn.Linear) -> None:
+        super().__init__()
+        self.base, self.weight, self.bias = base, base.weight, base.bias
+        self.down = torch.nn.Parameter(torch.randn(2, base.in_features, dtype=base.weight.dtype))
+        self.up = torch.nn.Parameter(torch.randn(base.out_features, 2, dtype=base.weight.dtype))
+
+    def forward(self, x):
+        return self.base(x) + x @ self.down.mT @ self.up.mT
+
+
+@pytest.mark.parametrize(("name", "part"), [("aaren", "key"), ("mlstm", "gates")])
+def test_an_adapter_acts_as_its_weights_would(name, part):
+    mixer, x = make(name), series(2, 30)
+    adapted = copy.deepcopy(mixer)
+    setattr(adapted, part, layer := Adapted(getattr(adapted, part)))
+    with torch.no_grad():
+        getattr(mixer, part).weight += layer.up @ layer.down
+    assert_close(adapted(x)[0], mixer(x)[0], torch.float64)
+    adapted(x)[0].sum().backward()
+    assert layer.up.grad is not None and layer.up.grad.any()
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize(("name", "part"), [("aaren", "key"), ("mlstm", "gates"), ("gru", "rnn"), ("lstm", "rnn")])
+def test_pruned_layers_follow_what_they_are_made_from(name, part, resets):
+    mixer, x = make(name), series(2, 30)
+    reset = torch.rand(2, 30) < 0.2 if resets else None
+    pruned = copy.deepcopy(mixer)
+    weight = "weight_hh_l0" if part == "rnn" else "weight"
+    prune.l1_unstructured(getattr(pruned, part), weight, amount=0.5)
+    mask = getattr(getattr(pruned, part), f"{weight}_mask")
+    with torch.no_grad():
+        getattr(getattr(pruned, part), f"{weight}_orig").mul_(2)
+        getattr(getattr(mixer, part), weight).mul_(2 * mask)
+    for own, wanted in zip(tree_leaves(pruned(x, reset=reset)), tree_leaves(mixer(x, reset=reset)), strict=True):
+        assert_close(own, wanted, torch.float64)
+    for _ in range(2):  # as in training: the graph is made anew
+        pruned(x, reset=reset)[0].sum().backward()
 
 
 @pytest.mark.parametrize("name", MIXERS)

@@ -265,6 +265,24 @@ def test_lengths_of_any_stride(backend):
                 assert_close(a, b, torch.float32)
 
 
+@pytest.mark.parametrize("conjugate", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_states_that_overlap_in_memory(backend, conjugate):
+    """Windows of a signal, which are also rows of contiguous numbers."""
+    dtype = torch.complex128 if conjugate else torch.float64
+    signal = torch.randn(6, dtype=dtype, requires_grad=True)
+    windows = signal.unfold(0, 4, 1)
+    windows = windows.conj() if conjugate else windows
+    coeffs, values = torch.rand(3, 5, 4).to(dtype), torch.randn(3, 5, 4, dtype=dtype)
+
+    def run(initial):
+        hidden = linear_scan(coeffs, values, initial, backend=backend)
+        return hidden, torch.autograd.grad(hidden.abs().sum(), signal, retain_graph=True)[0]
+
+    for own, wanted in zip(run(windows), run(windows.clone(memory_format=torch.contiguous_format)), strict=True):
+        assert_close(own, wanted, torch.float64)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_last_state_is_no_view_of_the_first(backend):
     initial = torch.zeros(2, 3)

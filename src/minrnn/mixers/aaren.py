@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from minrnn._shapes import accumulate_dtype
 from minrnn.mixers.attention import heads_of
-from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types, plain
 from minrnn.ops import WKVState, wkv
 
 
@@ -119,10 +119,14 @@ class Aaren(Mixer):
     def _scores(self, x: Tensor) -> Tensor:
         """(B, T, H)."""
         dtype = accumulate_dtype(x.dtype)
+        keys = None if plain(self.key, nn.Linear) else self.key(x).to(dtype).unflatten(2, (self.heads, -1))
         with torch.autocast(x.device.type, enabled=False):
-            query = self.query(self.token).to(dtype) / math.sqrt(len(self.token) / self.heads)
-            keys = self.key.weight.to(dtype).unflatten(0, (self.heads, -1))
-            return F.linear(x.to(dtype), (query.view(self.heads, 1, -1) @ keys)[:, 0])
+            query = self.query(self.token).to(dtype).view(self.heads, -1) / math.sqrt(len(self.token) / self.heads)
+            if keys is not None:
+                return (query * keys).sum(-1)
+            # q · (W x) = (q W) · x: one row for each head.
+            weight = self.key.weight.to(dtype).unflatten(0, (self.heads, -1))
+            return F.linear(x.to(dtype), (query[:, None] @ weight)[:, 0])
 
     def initial_state(self, batch_size: int) -> AarenState:
         """The average of nothing."""

@@ -181,6 +181,12 @@ def check_state(caller: str, state: object, kind: type, like: Tensor | None = No
         check_state_tensor(caller, f"state.{name}", getattr(state, name), like, *wanted)
 
 
+def plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer is what its weights say, so that they may be read and it need not be called: no adapter that
+    wraps it, no hook, such as pruning's."""
+    return type(layer) is kind and not (layer._forward_pre_hooks or layer._forward_hooks)
+
+
 def scaled(width: int, factor: float) -> float:
     """`factor` times `width`, whole where it would be but for rounding: 2.3 times 50 is 115, and not a little less."""
     return round(width * factor, 6)

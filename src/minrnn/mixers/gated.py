@@ -11,9 +11,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from minrnn._shapes import accumulate_dtype, autocasts
-from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types, scaled
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types, plain, scaled
 from minrnn.ops.sequences import Sequences
 
 
@@ -55,6 +56,7 @@ class CellLoop(nn.Module, ABC):
     """
 
     kind: ClassVar[type]  # of the state
+    gates: nn.Linear
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
@@ -155,7 +157,7 @@ class GatedMixer(Mixer):
 
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
-        caller, weight = type(self).__name__, next(self.parameters())
+        caller, weight = type(self).__name__, self.weight
         check_series(caller, x, self.width, reset, weight)
         shape = len(x), self.hidden
         if state is None:
@@ -169,13 +171,18 @@ class GatedMixer(Mixer):
             hidden = x[..., :1].expand(-1, -1, self.hidden)
         return self.output(hidden.to(_product_dtype(x))), state
 
+    @property
+    @abstractmethod
+    def weight(self) -> Tensor:
+        """One of the recurrence's."""
+
     @abstractmethod
     def recur(self, x: Tensor, state: Any, reset: Tensor | None) -> tuple[Tensor, Any]:
         """The recurrence over x, (B, T, D), T at least 1: h after every step, and the state after the last."""
 
     def initial_state(self, batch_size: int) -> Any:
         """Zeros, (batch_size, H) each."""
-        return _zeros(self.kind, next(self.parameters()), batch_size, self.hidden)
+        return _zeros(self.kind, self.weight, batch_size, self.hidden)
 
     @property
     def state_size(self) -> int:
@@ -190,13 +197,17 @@ class TorchMixer(GatedMixer):
     longest has.
     """
 
-    layer: ClassVar[Callable[..., nn.RNNBase]]
+    layer: ClassVar[type[nn.GRU] | type[nn.LSTM]]
     kernel: ClassVar[Callable[..., tuple[Tensor, ...]]]  # that the layer calls; of it, because the weights may be cast
     rnn: nn.RNNBase
 
     def __init__(self, width: int, config: GatedConfig, place: Place = ALONE) -> None:
         super().__init__(width, config, place)
         self.rnn = self.layer(width, self.hidden, batch_first=True)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.rnn.all_weights[0][0]
 
     def recur(self, x: Tensor, state: Any, reset: Tensor | None) -> tuple[Tensor, Any]:
         x = x.to(state.h.dtype)
@@ -225,13 +236,19 @@ class TorchMixer(GatedMixer):
 
     def _run(self, state: Any, *series: Tensor) -> tuple[Tensor, Any]:
         """The layer over a series (B, T, D), or over a packed one and how many sequences reach each of its steps."""
-        weights = [weight.to(state.h.dtype) for weight in self.rnn.all_weights[0]]
-        before = [part[None].contiguous() for part in state]  # as cuDNN wants it
-        batch_first = (True,) if len(series) == 1 else ()
-        # Biases, layers, dropout, training, two-way. (No dropout; in training cuDNN keeps what backward needs.)
-        options = (True, 1, 0.0, torch.is_grad_enabled(), False, *batch_first)
+        parts = [part[None].contiguous() for part in state]  # as cuDNN wants it
+        before = tuple(parts) if len(parts) > 1 else parts[0]
         with torch.autocast(state.h.device.type, enabled=False):
-            hidden, *after = self.kernel(*series, before if len(before) > 1 else before[0], weights, *options)
+            if plain(self.rnn, type(self).layer):
+                weights = [weight.to(state.h.dtype) for weight in self.rnn.all_weights[0]]
+                batch_first = (True,) if len(series) == 1 else ()
+                # Biases, layers, dropout, training, two-way. (No dropout; in training cuDNN keeps what backward needs.)
+                options = (True, 1, 0.0, torch.is_grad_enabled(), False, *batch_first)
+                hidden, *after = self.kernel(*series, before, weights, *options)
+            else:
+                hidden, after = self.rnn(series[0] if len(series) == 1 else PackedSequence(*series), before)
+                hidden = hidden.data if isinstance(hidden, PackedSequence) else hidden
+                after = after if isinstance(after, tuple) else (after,)
         return hidden, self.kind(*(part[0] for part in after))
 
 
@@ -278,6 +295,10 @@ class LoopMixer(GatedMixer):
     def __init__(self, width: int, config: GatedConfig, place: Place = ALONE) -> None:
         super().__init__(width, config, place)
         self.rnn = self.loop(width, self.hidden)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.rnn.gates.weight
 
     def recur(self, x: Tensor, state: Any, reset: Tensor | None) -> tuple[Tensor, Any]:
         return self.rnn(x, state, reset)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minrnn._shapes import accumulate_dtype
-from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state, check_types, scaled
+from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state, check_types, plain, scaled
 from minrnn.mixers.conv import DepthwiseConv
 from minrnn.mixers.headwise import HeadwiseLinear, HeadwiseNorm, small_init_
 from minrnn.ops.mlstm import mlstm
@@ -135,9 +135,12 @@ class MLSTM(Mixer):
         c, tail = self.conv(u, state.conv, reset=reset)
         c = F.silu(c)
         q, k, v = self.query(c), self.key(c), self.value(u)
-        # [q | k | v] is never put together: it would cost more than the product.
-        parts = zip((q, k, v), self.gates.weight.chunk(3, 1), strict=True)
-        gates = sum(F.linear(part, weight).to(level.dtype) for part, weight in parts) + self.gates.bias
+        if plain(self.gates, nn.Linear):
+            # [q | k | v] is not put together: it would cost more than the product.
+            parts = zip((q, k, v), self.gates.weight.chunk(3, 1), strict=True)
+            gates = sum(F.linear(part, weight).to(level.dtype) for part, weight in parts) + self.gates.bias
+        else:
+            gates = self.gates(torch.cat([q, k, v], -1)).to(level.dtype)
         q, k, v = (part.unflatten(-1, (heads, size)) for part in (q, k, v))
         into, forget = gates.chunk(2, -1)
         h, *memory = mlstm(q, k, v, into, forget, matrix, normalizer, level, reset)

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
+
+from minrnn._shapes import accumulate_dtype
 from minrnn.mixers.aaren import Aaren, AarenConfig
 from minrnn.mixers.attention import AttentionConfig, AttentionMixer
 from minrnn.mixers.contract import ALONE, Mixer, Place
@@ -227,5 +230,11 @@ def make_mixer(name: str, width: int, options: Mapping[str, Any] | None = None, 
 
     (State-space mixers want smaller learning rates for some of their weights: `parameter_groups` knows which.)
     """
-    config = mixer_config(name, options or {})
-    return MIXERS[name].module(width, config, place)
+    config, dtype = mixer_config(name, options or {}), torch.get_default_dtype()
+    wide = accumulate_dtype(dtype)
+    torch.set_default_dtype(wide)
+    try:
+        mixer = MIXERS[name].module(width, config, place)
+    finally:
+        torch.set_default_dtype(dtype)
+    return mixer if wide == dtype else mixer.to(dtype)  # some of whose parameters stay float32

@@ -20,14 +20,20 @@ def save(model: SequenceModel, run: str | os.PathLike[str]) -> None:
     A model in it is replaced as by `replace_files`: weights of the same config whole or not at all.
 
     Args:
-        model: its config and weights are saved, as they are.
+        model: its config and weights are saved, as they are; of what `torch.compile` made of a model, the model's.
         run: the directory.
 
     Raises:
+        ValueError: its weights are not those that its config makes, as under a parametrization.
         OSError: it could not be written; on a full disk what was there before still is.
     """
     import safetensors.torch
 
+    model = getattr(model, "_orig_mod", model)
+    with torch.device("meta"):
+        wanted = type(model)(model.config).state_dict().keys()
+    if odd := sorted(wanted ^ model.state_dict().keys()):
+        raise ValueError(f"save: model must have the weights that its config makes, got others: {', '.join(odd)}")
     folder = Path(run)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

@@ -127,7 +127,9 @@ def backward(
     grads = [laid_out_like(like, like.shape[2], like.dtype) for _ in dense]
     if out is not None:
         grads[0] = out
-    grad_initial, grad_restart = (None if x is None else torch.empty_like(x) for x in (starts, restarts))
+    grad_initial, grad_restart = (
+        None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format) for x in (starts, restarts)
+    )
     _run(
         "backward", gates, activation, reverse, dense, hidden.shape[2],
         _series(hidden), _series(reset), _state(starts), _state(restarts), _state(lengths), _NONE,
@@ -207,9 +209,10 @@ def _blocks(dense: list[Tensor], gates: str, hidden: int) -> list[_Triple]:
 
 def _contiguous(state: Tensor | None) -> Tensor | None:
     """A state with contiguous channels; what is broadcast over the batch is not written out."""
-    if state is None or state.stride(1) == 1 or state.shape[1] <= 1:
-        return None if state is None else _written(state)
-    return state.contiguous()
+    if state is None:
+        return None
+    state = _written(state)
+    return state if state.stride(1) == 1 or state.shape[1] <= 1 else state.contiguous()
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -73,6 +73,9 @@ def decode_stream(tokenizer: Tokenizer, ids: Iterable[int], prompt: Iterable[int
         ids: the tokens.
         prompt: those before them, by which some tokenizers decide whether a space comes first.
     """
+    if isinstance(tokenizer.decoder, decoders.Fuse):  # tokens are text as they are; U+FFFD may be one
+        yield from filter(None, map(tokenizer.id_to_token, ids))
+        return
     stream = decoders.DecodeStream(skip_special_tokens=False)
     for index in prompt:
         stream.step(tokenizer, index)
