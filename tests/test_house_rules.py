@@ -24,6 +24,7 @@ PACKAGE = ROOT / "src" / "minrnn"
 ORDER = ("_shapes", "ops", "layers", "mixers", "models", "tasks", "rl", "train", "bench", "reproduce", "cli")
 # Files that belong to a level but are not it.
 LEVEL = {
+    "_config": "_shapes",
     "_files": "_shapes",
     "_console": "_shapes",
     "_gated": "layers",

@@ -1,4 +1,4 @@
-"""The letters of every shape, their tensor types, and the one helper that checks shapes in public functions.
+"""The letters of every shape, their tensor types, what public functions check of tensors, and how series lie in memory.
 
 B batch, T time, D model width, H hidden width, N state size per channel.
 """

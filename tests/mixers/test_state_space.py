@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from conftest import assert_close
 from minrnn.mixers.contract import Tuning, detach_state
 from minrnn.mixers.inner import INNER, make_inner
-from minrnn.mixers.s4_block import PlainBlock, S4BlockConfig, S4DBlockConfig
+from minrnn.mixers.s4_block import S4Block, S4BlockConfig, S4DBlockConfig
 from parity import check_chunks, check_resets, chunked, compare
 
 D = 5
@@ -23,8 +23,8 @@ ROWS = {
     "s4d": lambda: make_inner("s4d", D, {"state": 8}),
     "s4d-bilinear": lambda: make_inner("s4d", D, {"state": 6, "init": "legs", "discretization": "bilinear"}),
     "s4": lambda: make_inner("s4", D, {"state": 8}),
-    "block-s4d": lambda: PlainBlock(D, S4DBlockConfig(inner_options={"state": 4})),
-    "block-s4": lambda: PlainBlock(D, S4BlockConfig(inner_options={"state": 4})),
+    "block-s4d": lambda: S4Block(D, S4DBlockConfig(inner_options={"state": 4})),
+    "block-s4": lambda: S4Block(D, S4BlockConfig(inner_options={"state": 4})),
 }
 LAYERS = [row for row in ROWS if not row.startswith("block")]
 
@@ -243,7 +243,7 @@ def test_steps_and_transition_learn_slowly_and_do_not_decay(row, slow):
 @pytest.mark.parametrize("name", ["s4d", "s4", "s6"])
 def test_the_block_is_its_equation(name):
     torch.manual_seed(0)
-    block, x = PlainBlock(D, S4BlockConfig(name, {"state": 4}, dropout=0.5)).double(), series(2, 9)
+    block, x = S4Block(D, S4BlockConfig(name, {"state": 4}, dropout=0.5)).double(), series(2, 9)
     u, v = block.output(F.gelu(block.inner(x)[0])).chunk(2, -1)
     compare(block.eval()(x), (u * v.sigmoid(), block.inner(x)[1]), [x, *block.parameters()], x.dtype)
     block.train()
@@ -253,9 +253,9 @@ def test_the_block_is_its_equation(name):
 @pytest.mark.parametrize("name", INNER)
 def test_the_block_goes_around_any_inner_layer(name):
     torch.manual_seed(0)
-    block, x = PlainBlock(D, S4BlockConfig(name)).double(), series(2, 9)
+    block, x = S4Block(D, S4BlockConfig(name)).double(), series(2, 9)
     check_chunks(block, x, None, list(block.parameters()))
-    with pytest.raises(ValueError, match="^PlainBlock: x must be .*got"):
+    with pytest.raises(ValueError, match="^S4Block: x must be .*got"):
         block(x[..., 1:])
 
 

@@ -141,11 +141,11 @@ def training_steps(modules: Mapping[str, nn.Module], load: Workload) -> dict[str
     return {name: training_step(module, input, gradients, load) for name, module in modules.items()}
 
 
-def copy_bandwidth(megabytes: int = 256, rounds: int = 9, device: str = "cpu") -> float:
+def copy_bandwidth(megabytes: int = 256, device: str = "cpu") -> float:
     """Bytes per second, read and written, of `copy_` between two buffers that were touched before."""
     source = torch.randn(int(megabytes * MEGABYTE) // 4, device=device)
     target = torch.ones_like(source)
-    times = alternate({"copy": lambda: target.copy_(source)}, rounds, seconds=clock(device))["copy"]
+    times = alternate({"copy": lambda: target.copy_(source)}, 9, seconds=clock(device))["copy"]
     return 2 * source.nbytes / statistics.median(times)
 
 

@@ -12,9 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from minrnn._config import check_at_least, check_choice
 from minrnn.layers import MinGRU, MinLSTM
 from minrnn.mixers import MIXERS, make_mixer
-from minrnn.mixers.gated import CellLoop, GRULoop, LSTMLoop
+from minrnn.mixers.rnn import CellLoop, GRULoop, LSTMLoop
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,11 +38,8 @@ class Workload:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("batch", "length", "input_size", "hidden_size", "layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Workload: {name} must be at least 1, got {getattr(self, name)}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"Workload: dtype must be one of {tuple(DTYPES)}, got {self.dtype!r}")
+        check_at_least(self, 1, "batch", "length", "input_size", "hidden_size", "layers")
+        check_choice(self, "dtype", DTYPES)
 
     @property
     def autocasts(self) -> bool:

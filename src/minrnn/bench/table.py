@@ -143,8 +143,7 @@ def bfloat16(load: Workload, bound: float, plan: Plan) -> list[Line]:
         made = _training_steps(["products-2H", "MinGRU"], replace(load, dtype=dtype), plan)
         steps |= {f"{name} {dtype}": step for name, step in made.items()}
     times = measure.alternate(steps, plan.repeats)
-    ours, limit = (_quotients(times, f"{name} float32", f"{name} bfloat16") for name in ("MinGRU", "products-2H"))
-    return [_quotient_line("bfloat16 gain: MinGRU / nn.Linear", ">=", bound, ours, limit, times, load)]
+    return [_gain("bfloat16 gain", ">=", bound, times, "float32", "bfloat16", load)]
 
 
 def threads(load: Workload, bound: float, plan: Plan) -> list[Line]:
@@ -166,8 +165,7 @@ def threads(load: Workload, bound: float, plan: Plan) -> list[Line]:
         times = measure.alternate(steps, plan.repeats)
     finally:
         torch.set_num_threads(before)
-    ours, limit = (_quotients(times, f"{name} on 2", f"{name} on 1") for name in ("MinGRU", "products-2H"))
-    return [_quotient_line("2 threads over 1: MinGRU / nn.Linear", "<=", bound, ours, limit, times, load)]
+    return [_gain("2 threads over 1", "<=", bound, times, "on 2", "on 1", load)]
 
 
 def cell(hidden: int, bound: float, plan: Plan, calls: int = 500) -> list[Line]:
@@ -278,16 +276,15 @@ def compared(
     return Line(f"{what}{above} / {below} at {at(where)}", sign, bound, measure.ratio(values, above, below), medians)
 
 
-def _quotients(times: Times, above: str, below: str) -> list[float]:
-    return [a / b for a, b in zip(times[above], times[below], strict=True)]
-
-
-def _quotient_line(
-    what: str, sign: str, bound: float, ours: list[float], limit: list[float], times: Times, load: Workload
-) -> Line:
+def _gain(what: str, sign: str, bound: float, times: Times, above: str, below: str, load: Workload) -> Line:
+    """The line that sets a quotient of two of MinGRU's times, over that of nn.Linear's, against a bound."""
+    ours, limit = (
+        [a / b for a, b in zip(times[f"{name} {above}"], times[f"{name} {below}"], strict=True)]
+        for name in ("MinGRU", "products-2H")
+    )
     medians = {name: Summary.of(values).median for name, values in times.items()}
     came = Summary.of([a / b for a, b in zip(ours, limit, strict=True)])
-    return Line(f"{what} at {at(load)}", sign, bound, came, medians)
+    return Line(f"{what}: MinGRU / nn.Linear at {at(load)}", sign, bound, came, medians)
 
 
 def at(where: Workload | str) -> str:

@@ -4,8 +4,13 @@ from minrnn.mixers.aaren import Aaren, AarenConfig, AarenState
 from minrnn.mixers.attention import AttentionConfig, AttentionMixer, AttentionState
 from minrnn.mixers.contract import Mixer, Place, Tuning, detach_state
 from minrnn.mixers.conv import CausalConv, DepthwiseConv
-from minrnn.mixers.gated import (
-    GatedConfig,
+from minrnn.mixers.h3 import H3, H3Config, H3State
+from minrnn.mixers.hyena import Hyena, HyenaConfig, HyenaState, LongConv, LongConvConfig, LongConvState
+from minrnn.mixers.inner import INNER, inner_config, make_inner
+from minrnn.mixers.mamba import Mamba, MambaConfig, MambaState
+from minrnn.mixers.minrnn import MinGRUConfig, MinGRUMixer, MinLSTMConfig, MinLSTMMixer
+from minrnn.mixers.mlstm import MLSTM, MLSTMConfig, MLSTMState
+from minrnn.mixers.rnn import (
     GRULoop,
     GRULoopMixer,
     GRUMixer,
@@ -14,16 +19,11 @@ from minrnn.mixers.gated import (
     LSTMLoopMixer,
     LSTMMixer,
     LSTMState,
+    RNNConfig,
 )
-from minrnn.mixers.h3 import H3, H3Config, H3State
-from minrnn.mixers.hyena import Hyena, HyenaConfig, HyenaState, LongConv, LongConvConfig, LongConvState
-from minrnn.mixers.inner import INNER, inner_config, make_inner
-from minrnn.mixers.mamba import Mamba, MambaConfig, MambaState
-from minrnn.mixers.minrnn import MinGRUConfig, MinGRUMixer, MinLSTMConfig, MinLSTMMixer
-from minrnn.mixers.mlstm import MLSTM, MLSTMConfig, MLSTMState
 from minrnn.mixers.rwkv import RWKV4, ChannelMix, RWKV4Config, RWKV4State
 from minrnn.mixers.s4 import S4, S4Config
-from minrnn.mixers.s4_block import PlainBlock, S4BlockConfig, S4DBlockConfig, S6BlockConfig
+from minrnn.mixers.s4_block import S4Block, S4BlockConfig, S4DBlockConfig, S6BlockConfig
 from minrnn.mixers.s4d import S4D, S4DConfig
 from minrnn.mixers.s6 import S6, S6Config
 from minrnn.mixers.slstm import SLSTM, SLSTMConfig, SLSTMMixerState
@@ -53,7 +53,6 @@ __all__ = [
     "GRULoopMixer",
     "GRUMixer",
     "GRUState",
-    "GatedConfig",
     "H3Config",
     "H3State",
     "Hyena",
@@ -78,9 +77,10 @@ __all__ = [
     "MinLSTMMixer",
     "Mixer",
     "Place",
-    "PlainBlock",
+    "RNNConfig",
     "RWKV4Config",
     "RWKV4State",
+    "S4Block",
     "S4BlockConfig",
     "S4Config",
     "S4DBlockConfig",

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minrnn._config import check_at_least, check_types
 from minrnn._shapes import accumulate_dtype
 from minrnn.mixers.attention import heads_of
-from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types, plain
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, plain
 from minrnn.ops import WKVState, wkv
 
 
@@ -31,8 +32,7 @@ class AarenConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.heads is not None and self.heads < 1:
-            raise ValueError(f"{type(self).__name__}: heads must be at least 1, got {self.heads}")
+        check_at_least(self, 1, "heads")
 
 
 class AarenState(NamedTuple):

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minrnn._config import check_at_least, check_choice, check_fraction, check_types
 from minrnn._shapes import accumulate_dtype, check_tensor
-from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state
 from minrnn.ops.sequences import Sequences
 
 POSITIONS = ("learned", "rotary", "none")
@@ -38,15 +39,9 @@ class AttentionConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        caller = type(self).__name__
-        if self.heads is not None and self.heads < 1:
-            raise ValueError(f"{caller}: heads must be at least 1, got {self.heads}")
-        if self.positions not in POSITIONS:
-            raise ValueError(f"{caller}: positions must be one of {POSITIONS}, got {self.positions!r}")
-        if self.max_length < 1:
-            raise ValueError(f"{caller}: max_length must be at least 1, got {self.max_length}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"{caller}: dropout must be at least 0 and below 1, got {self.dropout}")
+        check_at_least(self, 1, "heads", "max_length")
+        check_choice(self, "positions", POSITIONS)
+        check_fraction(self, "dropout")
 
 
 class AttentionState(NamedTuple):

@@ -3,12 +3,10 @@
 B batch, T time, D model width.
 """
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from types import UnionType
-from typing import Any, Literal, NamedTuple, cast, get_args, get_origin
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -209,16 +207,3 @@ def detach_state(state: Any) -> Any:
         ...     h = detach_state(h)
     """
     return tree_map_only(Tensor, Tensor.detach, state)
-
-
-def check_types(config: Any) -> None:
-    """Raise TypeError unless every field of a dataclass holds what its annotation says; an int will do for a float."""
-    for field in dataclasses.fields(config):
-        value, origin = getattr(config, field.name), get_origin(field.type)
-        wanted: Any = str if origin is Literal else field.type if origin in (None, UnionType) else origin
-        allowed = wanted | int if float in (wanted, *get_args(wanted)) else wanted
-        if not isinstance(value, allowed) or (isinstance(value, bool) and wanted is not bool):
-            caller = type(config).__name__
-            raise TypeError(
-                f"{caller}: {field.name} must be of type {getattr(wanted, '__name__', wanted)}, got {value!r}"
-            )

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types
+from minrnn._config import check_at_least, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state
 from minrnn.mixers.inner import inner_config, make_inner
 from minrnn.mixers.segments import Joined
 
@@ -31,8 +32,7 @@ class H3Config:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.taps < 1:
-            raise ValueError(f"H3Config: taps must be at least 1, got {self.taps}")
+        check_at_least(self, 1, "taps")
         inner_config(self.inner, self.options)
 
     @property

@@ -1,7 +1,4 @@
-"""Maps of channels in equal groups, each group by itself: what xLSTM's heads are made of.
-
-B batch, T time, D width.
-"""
+"""Maps of channels in equal groups, each group by itself: what xLSTM's heads are made of. D is the width."""
 
 import math
 
@@ -13,23 +10,21 @@ MERGED = 64  # channels in the blocks that are really multiplied: many tiny ones
 
 
 class HeadwiseLinear(nn.Module):
-    """y = W x + b, W block-diagonal: each block of channels is mapped to itself.
+    """y = W x, W block-diagonal: each block of channels is mapped to itself.
 
-    It begins from N(0, 2 / (5 channels of a block)) with b = 0.
+    It begins from N(0, 2 / (5 channels of a block)).
 
     Args:
         width: D.
         blocks: how many, a divisor of D.
-        bias: whether there is b.
     """
 
-    def __init__(self, width: int, blocks: int, bias: bool = True) -> None:
+    def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
         if blocks < 1 or width % blocks:
             raise ValueError(f"HeadwiseLinear: blocks must divide width = {width}, got {blocks}")
         self.weight = nn.Parameter(torch.empty(blocks, width // blocks, width // blocks))
         small_init_(self.weight, width // blocks)
-        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
@@ -41,12 +36,11 @@ class HeadwiseLinear(nn.Module):
             diagonal = torch.eye(merge, dtype=torch.bool, device=weight.device)[:, None, :, None]
             weight = torch.where(diagonal, weight[:, :, :, None], 0).reshape(blocks // merge, merge * size, -1)
         rows = x.reshape(-1, len(weight), weight.shape[1]).transpose(0, 1)
-        y = torch.bmm(rows, weight.mT).transpose(0, 1).reshape(x.shape)
-        return y if self.bias is None else y + self.bias
+        return torch.bmm(rows, weight.mT).transpose(0, 1).reshape(x.shape)
 
     def extra_repr(self) -> str:
         blocks, size, _ = self.weight.shape
-        return f"{blocks * size}, blocks={blocks}, bias={self.bias is not None}"
+        return f"{blocks * size}, blocks={blocks}"
 
 
 class HeadwiseNorm(nn.Module):

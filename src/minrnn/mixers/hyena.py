@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state, check_types
+from minrnn._config import check_at_least, check_finite, check_positive, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state
 from minrnn.mixers.conv import DepthwiseConv
 from minrnn.mixers.segments import Joined
 
@@ -37,17 +38,11 @@ class LongConvConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        caller = type(self).__name__
-        if self.max_length < 1:
-            raise ValueError(f"{caller}: max_length must be at least 1, got {self.max_length}")
+        check_at_least(self, 1, "max_length", "filter_width")
         if self.features < 3 or self.features % 2 == 0:
-            raise ValueError(f"{caller}: features must be odd and at least 3, got {self.features}")
-        if self.filter_width < 1:
-            raise ValueError(f"{caller}: filter_width must be at least 1, got {self.filter_width}")
-        if not math.isfinite(self.omega):
-            raise ValueError(f"{caller}: omega must be finite, got {self.omega}")
-        if not self.lr_limit > 0:
-            raise ValueError(f"{caller}: lr_limit must be above 0, got {self.lr_limit}")
+            raise ValueError(f"{type(self).__name__}: features must be odd and at least 3, got {self.features}")
+        check_finite(self, "omega")
+        check_positive(self, "lr_limit", finite=False)
 
 
 @dataclass(frozen=True)
@@ -67,8 +62,7 @@ class HyenaConfig(LongConvConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.order < 2:
-            raise ValueError(f"HyenaConfig: order must be at least 2, got {self.order}")
+        check_at_least(self, 2, "order")
 
 
 class ImplicitFilter(nn.Module):

@@ -2,20 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from minrnn.mixers.contract import ALONE, Mixer, Place
 from minrnn.mixers.hyena import LongConv, LongConvConfig
 from minrnn.mixers.s4 import S4, S4Config
 from minrnn.mixers.s4d import S4D, S4DConfig
 from minrnn.mixers.s6 import S6, S6Config
-
-
-class Row(Protocol):
-    """What a table holds of each name: at least the dataclass of its options."""
-
-    @property
-    def config(self) -> type: ...
 
 
 class InnerLayer(NamedTuple):
@@ -38,12 +31,12 @@ INNER: dict[str, InnerLayer] = {
 }
 
 
-def checked_config(caller: str, table: Mapping[str, Row], name: str, options: Mapping[str, Any]) -> Any:
+def checked_config(caller: str, table: Mapping[str, Any], name: str, options: Mapping[str, Any]) -> Any:
     """The checked options of `name` in `table`, a frozen dataclass.
 
     Args:
         caller: what the table is of, for messages.
-        table: from names to rows.
+        table: from names to rows, of which `config` is the dataclass of options.
         name: a key of the table.
         options: fields of its dataclass; those that are not there take their defaults.
 

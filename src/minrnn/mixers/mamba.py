@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types, scaled
+from minrnn._config import check_at_least, check_positive, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, scaled
 from minrnn.mixers.conv import DepthwiseConv
 from minrnn.mixers.inner import inner_config, make_inner
 
@@ -34,10 +35,8 @@ class MambaConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if not 0 < self.expansion < math.inf:
-            raise ValueError(f"MambaConfig: expansion must be above 0 and finite, got {self.expansion}")
-        if self.conv < 1:
-            raise ValueError(f"MambaConfig: conv must be at least 1, got {self.conv}")
+        check_positive(self, "expansion")
+        check_at_least(self, 1, "conv")
         inner_config(self.inner, self.inner_options)
 
 

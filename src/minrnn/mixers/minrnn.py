@@ -3,7 +3,6 @@
 B batch, T time, D model width, H = expansion x D hidden width.
 """
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,8 +10,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from minrnn._config import check_choice, check_finite, check_positive, check_types
 from minrnn._shapes import accumulate_dtype
-from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state_tensor, check_types, scaled
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state_tensor, scaled
 from minrnn.ops import ACTIVATIONS, mingru_scan, minlstm_scan
 from minrnn.ops.gates import activate
 
@@ -35,13 +35,9 @@ class MinGRUConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        caller = type(self).__name__
-        if not 0 < self.expansion < math.inf:
-            raise ValueError(f"{caller}: expansion must be above 0 and finite, got {self.expansion}")
-        if not math.isfinite(self.forget_bias):
-            raise ValueError(f"{caller}: forget_bias must be finite, got {self.forget_bias}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"{caller}: activation must be one of {ACTIVATIONS}, got {self.activation!r}")
+        check_positive(self, "expansion")
+        check_finite(self, "forget_bias")
+        check_choice(self, "activation", ACTIVATIONS)
 
 
 @dataclass(frozen=True)

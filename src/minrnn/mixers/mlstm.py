@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minrnn._config import check_at_least, check_positive, check_types
 from minrnn._shapes import accumulate_dtype
-from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state, check_types, plain, scaled
+from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state, plain, scaled
 from minrnn.mixers.conv import DepthwiseConv
 from minrnn.mixers.headwise import HeadwiseLinear, HeadwiseNorm, small_init_
 from minrnn.ops.mlstm import mlstm
@@ -39,12 +40,8 @@ class MLSTMConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        caller = type(self).__name__
-        for name in ("heads", "conv", "block"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{caller}: {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.expansion < math.inf:
-            raise ValueError(f"{caller}: expansion must be above 0 and finite, got {self.expansion}")
+        check_at_least(self, 1, "heads", "conv", "block")
+        check_positive(self, "expansion")
 
 
 class MLSTMState(NamedTuple):
@@ -94,7 +91,7 @@ class MLSTM(Mixer):
                 raise ValueError(f"MLSTM: {name} must divide the inner width {inner}, got {getattr(config, name)}")
         self.up = nn.Linear(width, 2 * inner, bias=False)
         self.conv = DepthwiseConv(inner, config.conv)
-        self.query, self.key, self.value = (HeadwiseLinear(inner, inner // config.block, bias=False) for _ in range(3))
+        self.query, self.key, self.value = (HeadwiseLinear(inner, inner // config.block) for _ in range(3))
         self.gates = nn.Linear(3 * inner, 2 * self.heads)
         self.norm = HeadwiseNorm(inner, self.heads)
         self.skip = nn.Parameter(torch.ones(inner))

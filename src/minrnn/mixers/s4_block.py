@@ -9,13 +9,14 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_types
+from minrnn._config import check_fraction, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series
 from minrnn.mixers.inner import inner_config, make_inner
 
 
 @dataclass(frozen=True)
 class S4BlockConfig:
-    """Options of `PlainBlock`.
+    """Options of `S4Block`.
 
     Args:
         inner: what mixes along time, one of the table of inner layers
@@ -30,13 +31,12 @@ class S4BlockConfig:
     def __post_init__(self) -> None:
         check_types(self)
         inner_config(self.inner, self.inner_options)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"{type(self).__name__}: dropout must be in [0, 1), got {self.dropout}")
+        check_fraction(self, "dropout")
 
 
 @dataclass(frozen=True)
 class S4DBlockConfig(S4BlockConfig):
-    """Options of `PlainBlock` around S4D: those of `S4BlockConfig`, with another default.
+    """Options of `S4Block` around S4D: those of `S4BlockConfig`, with another default.
 
     Args:
         inner: what mixes along time, one of the table of inner layers
@@ -49,7 +49,7 @@ class S4DBlockConfig(S4BlockConfig):
 
 @dataclass(frozen=True)
 class S6BlockConfig(S4BlockConfig):
-    """Options of `PlainBlock` around S6: those of `S4BlockConfig`, with another default.
+    """Options of `S4Block` around S6: those of `S4BlockConfig`, with another default.
 
     Args:
         inner: what mixes along time, one of the table of inner layers
@@ -60,7 +60,7 @@ class S6BlockConfig(S4BlockConfig):
     inner: str = "s6"
 
 
-class PlainBlock(Mixer):
+class S4Block(Mixer):
     """y = u ⊙ sigmoid(v), [u | v] = W dropout(gelu(inner(x))) + b: the S4 block, around any inner layer.
 
     Norm and residual stand outside. The state is that of the inner layer. W and b begin as nn.Linear's.

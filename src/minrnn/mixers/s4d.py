@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from minrnn._config import check_choice
 from minrnn.mixers.contract import ALONE, Place
 from minrnn.mixers.s4 import hippo_legs
 from minrnn.mixers.state_space import StateSpace, StateSpaceConfig, System, as_complex, as_real
@@ -35,10 +36,8 @@ class S4DConfig(StateSpaceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init not in INITS:
-            raise ValueError(f"S4DConfig: init must be one of {INITS}, got {self.init!r}")
-        if self.discretization not in DISCRETIZATIONS:
-            raise ValueError(f"S4DConfig: discretization must be one of {DISCRETIZATIONS}, got {self.discretization!r}")
+        check_choice(self, "init", INITS)
+        check_choice(self, "discretization", DISCRETIZATIONS)
 
 
 class DiagonalSystem(System):

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from minrnn._config import check_at_least, check_positive, check_types
 from minrnn._shapes import accumulate_dtype
-from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state_tensor, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state_tensor
 from minrnn.ops import selective_scan
 
 
@@ -35,14 +36,12 @@ class S6Config:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.state < 1:
-            raise ValueError(f"S6Config: state must be at least 1, got {self.state}")
+        check_at_least(self, 1, "state")
         if self.rank < 0:
             raise ValueError(f"S6Config: rank must be at least 1, or 0 for a 16th of the width, got {self.rank}")
         if not 0 < self.dt_min <= self.dt_max < math.inf:
             raise ValueError(f"S6Config: dt_min must be above 0 and at most dt_max, got {self.dt_min}, {self.dt_max}")
-        if not 0 < self.dt_floor < math.inf:
-            raise ValueError(f"S6Config: dt_floor must be above 0 and finite, got {self.dt_floor}")
+        check_positive(self, "dt_floor")
 
 
 class S6(Mixer):

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minrnn._config import check_at_least, check_types
 from minrnn._shapes import accumulate_dtype
-from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state
 from minrnn.mixers.conv import DepthwiseConv
 from minrnn.mixers.headwise import HeadwiseLinear, HeadwiseNorm, small_init_
 from minrnn.ops import SLSTMState, slstm_scan
@@ -33,11 +34,8 @@ class SLSTMConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        caller = type(self).__name__
-        if self.heads < 1:
-            raise ValueError(f"{caller}: heads must be at least 1, got {self.heads}")
-        if self.conv < 0:
-            raise ValueError(f"{caller}: conv must be at least 0, got {self.conv}")
+        check_at_least(self, 1, "heads")
+        check_at_least(self, 0, "conv")
 
 
 class SLSTMMixerState(NamedTuple):
@@ -87,9 +85,7 @@ class SLSTM(Mixer):
             )
         size, depth = width // config.heads, place.layer / max(place.layers - 1, 1)
         self.conv = DepthwiseConv(width, config.conv) if config.conv else None
-        self.into, self.forget, self.candidate, self.output = (
-            HeadwiseLinear(width, config.heads, bias=False) for _ in range(4)
-        )
+        self.into, self.forget, self.candidate, self.output = (HeadwiseLinear(width, config.heads) for _ in range(4))
         for layer in (self.into, self.forget, self.candidate, self.output):
             small_init_(layer.weight, width)
         self.recurrent = nn.Parameter(torch.zeros(config.heads, size, 4, size))

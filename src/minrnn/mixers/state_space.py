@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
 
+from minrnn._config import check_positive, check_types
 from minrnn._shapes import check_tensor, shape_error
-from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state, check_types
+from minrnn.mixers.contract import ALONE, Mixer, Place, Tuning, check_series, check_state
 from minrnn.mixers.segments import segments
 from minrnn.ops.fft import long_conv
 
@@ -47,8 +48,7 @@ class StateSpaceConfig:
             raise ValueError(
                 f"{caller}: dt_min must be above 0 and at most dt_max, got {self.dt_min} and {self.dt_max}"
             )
-        if not self.lr_limit > 0:
-            raise ValueError(f"{caller}: lr_limit must be above 0, got {self.lr_limit}")
+        check_positive(self, "lr_limit", finite=False)
 
 
 class LazyState:

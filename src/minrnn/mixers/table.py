@@ -9,15 +9,15 @@ from minrnn._shapes import accumulate_dtype
 from minrnn.mixers.aaren import Aaren, AarenConfig
 from minrnn.mixers.attention import AttentionConfig, AttentionMixer
 from minrnn.mixers.contract import ALONE, Mixer, Place
-from minrnn.mixers.gated import GatedConfig, GRULoopMixer, GRUMixer, LSTMLoopMixer, LSTMMixer
 from minrnn.mixers.h3 import H3, H3Config
 from minrnn.mixers.hyena import Hyena, HyenaConfig
 from minrnn.mixers.inner import checked_config
 from minrnn.mixers.mamba import Mamba, MambaConfig
 from minrnn.mixers.minrnn import MinGRUConfig, MinGRUMixer, MinLSTMConfig, MinLSTMMixer
 from minrnn.mixers.mlstm import MLSTM, MLSTMConfig
+from minrnn.mixers.rnn import GRULoopMixer, GRUMixer, LSTMLoopMixer, LSTMMixer, RNNConfig
 from minrnn.mixers.rwkv import RWKV4, RWKV4Config
-from minrnn.mixers.s4_block import PlainBlock, S4BlockConfig, S4DBlockConfig, S6BlockConfig
+from minrnn.mixers.s4_block import S4Block, S4BlockConfig, S4DBlockConfig, S6BlockConfig
 from minrnn.mixers.slstm import SLSTM, SLSTMConfig
 
 
@@ -76,7 +76,7 @@ MIXERS: dict[str, Entry] = {
     ),
     "gru": Entry(
         GRUMixer,
-        GatedConfig,
+        RNNConfig,
         Usual(),
         "h' = (1-z) tanh(W x + r U h) + z h",
         "none: steps of nn.GRU",
@@ -84,7 +84,7 @@ MIXERS: dict[str, Entry] = {
     ),
     "lstm": Entry(
         LSTMMixer,
-        GatedConfig,
+        RNNConfig,
         Usual(),
         "h' = o tanh(c'), c' = f c + i tanh(W x + U h)",
         "none: steps of nn.LSTM",
@@ -92,7 +92,7 @@ MIXERS: dict[str, Entry] = {
     ),
     "gru_loop": Entry(
         GRULoopMixer,
-        GatedConfig,
+        RNNConfig,
         Usual(),
         "h' = (1-z) h + z tanh(W [x, r h])",
         "none: a loop of cells",
@@ -100,14 +100,14 @@ MIXERS: dict[str, Entry] = {
     ),
     "lstm_loop": Entry(
         LSTMLoopMixer,
-        GatedConfig,
+        RNNConfig,
         Usual(),
         "h' = o tanh(c'), c' = f c + i tanh(W [x, h])",
         "none: a loop of cells",
         "T, sequential",
     ),
     "s4d": Entry(
-        PlainBlock,
+        S4Block,
         S4DBlockConfig,
         Usual(),
         "h' = exp(dt A) h + B x, y = glu(W gelu(Re(C h') + D x)), A diagonal",
@@ -115,7 +115,7 @@ MIXERS: dict[str, Entry] = {
         "T log T",
     ),
     "s4": Entry(
-        PlainBlock,
+        S4Block,
         S4BlockConfig,
         Usual(),
         "h' = A h + B x, y = glu(W gelu(Re(C h') + D x)), A diagonal - P P*, bilinear",
@@ -123,7 +123,7 @@ MIXERS: dict[str, Entry] = {
         "T log T",
     ),
     "s6": Entry(
-        PlainBlock,
+        S4Block,
         S6BlockConfig,
         Usual(),
         "h' = exp(dt A) h + dt x B, y = glu(W gelu(h' C + D x)); dt, B, C from x",

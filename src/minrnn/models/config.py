@@ -1,12 +1,11 @@
 """What a model is made of: small frozen dataclasses, checked when made, to and from plain values for JSON."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from minrnn._config import check_at_least, check_choice, check_fraction, check_types
 from minrnn.mixers import MIXERS, mixer_config
-from minrnn.mixers.contract import check_types
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,15 @@ class BackboneConfig:
         for name, usual in MIXERS[self.mixer].usual._asdict().items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, usual)
-        for name, least in (("width", 1), ("layers", 1), ("conv", 0), ("mlp", 0)):
-            if not least <= getattr(self, name) < math.inf:
-                raise ValueError(f"BackboneConfig: {name} must be at least {least}, got {getattr(self, name)}")
+        check_at_least(self, 1, "width", "layers")
+        check_at_least(self, 0, "conv", "mlp")
         if 0 < (self.mlp or 0) * self.width < 1:
             raise ValueError(f"BackboneConfig: mlp * width must be 0 or at least 1, got {self.mlp} * {self.width}")
         if (self.mlp or 0) * self.width >= 2**63:
             raise ValueError(f"BackboneConfig: mlp * width must be below 2**63, got {self.mlp} * {self.width}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"BackboneConfig: dropout must be in [0, 1), got {self.dropout}")
-        for name, kinds in (("mlp_kind", ("geglu", "gelu", "relu", "channel_mix")), ("norm", ("layer", "rms"))):
-            if getattr(self, name) not in kinds:
-                raise ValueError(f"BackboneConfig: {name} must be one of {kinds}, got {getattr(self, name)!r}")
+        check_fraction(self, "dropout")
+        check_choice(self, "mlp_kind", ("geglu", "gelu", "relu", "channel_mix"))
+        check_choice(self, "norm", ("layer", "rms"))
 
 
 @dataclass(frozen=True)
@@ -94,5 +90,4 @@ class LanguageModelConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         check_types(self)
-        if self.vocabulary < 1:
-            raise ValueError(f"LanguageModelConfig: vocabulary must be at least 1, got {self.vocabulary}")
+        check_at_least(self, 1, "vocabulary")

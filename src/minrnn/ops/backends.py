@@ -85,14 +85,9 @@ def _gpu() -> str:
     return triton.unavailable(device) or f"in use for CUDA tensors ({torch.cuda.get_device_name(device)})"
 
 
-def supported(dtype: torch.dtype, *, real: bool) -> bool:
-    """Whether the scans take this dtype."""
-    return dtype in _REAL or (not real and dtype in _COMPLEX)
-
-
 def check_dtype(caller: str, name: str, tensor: Tensor, *, real: bool = True) -> None:
     """Raise TypeError unless the scans take the tensor's dtype."""
-    if not supported(tensor.dtype, real=real):
+    if tensor.dtype not in (_REAL if real else _REAL + _COMPLEX):
         kinds = "float32, float64, bfloat16 or float16" + ("" if real else ", complex64 or complex128")
         raise TypeError(f"{caller}: {name} must be {kinds}, got {tensor.dtype}")
 

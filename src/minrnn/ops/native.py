@@ -100,11 +100,11 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """(h, last) of a scan; `inputs` as in rules.py. `out` gives the memory to write to, for measurements."""
     source, values, initial, reset, restart, lengths = inputs
-    dense = _dense(source, values)
+    dense = dense_inputs(source, values)
     out = out or results(source, values, gates)
-    initial, restart = _contiguous(initial), _contiguous(restart)
-    context = (_series(reset), _state(initial), _state(restart), _state(lengths), _state(out[1]))
-    _run("forward", gates, activation, reverse, dense, out[0].shape[2], _series(out[0]), *context, *[_NONE] * 7)
+    initial, restart = contiguous_state(initial), contiguous_state(restart)
+    context = (layout(reset), _state(initial), _state(restart), _state(lengths), _state(out[1]))
+    _run("forward", gates, activation, reverse, dense, out[0].shape[2], layout(out[0]), *context, *[_NONE] * 7)
     return out
 
 
@@ -120,10 +120,10 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of (source, values, initial, restart). `out` gives the memory of the first, for measurements."""
     source, values, initial, reset, restart, lengths = inputs
-    dense = _dense(source, values)
-    like, hidden = dense[-1], _rows(hidden)
-    grad_hidden = None if grad_hidden is None else _rows(grad_hidden.to(hidden.dtype))
-    grad_last, starts, restarts = (_contiguous(x) for x in (grad_last, initial, restart))
+    dense = dense_inputs(source, values)
+    like, hidden = dense[-1], contiguous_channels(hidden)
+    grad_hidden = None if grad_hidden is None else contiguous_channels(grad_hidden.to(hidden.dtype))
+    grad_last, starts, restarts = (contiguous_state(x) for x in (grad_last, initial, restart))
     grads = [laid_out_like(like, like.shape[2], like.dtype) for _ in dense]
     if out is not None:
         grads[0] = out
@@ -132,8 +132,8 @@ def backward(
     )
     _run(
         "backward", gates, activation, reverse, dense, hidden.shape[2],
-        _series(hidden), _series(reset), _state(starts), _state(restarts), _state(lengths), _NONE,
-        _series(grad_hidden), _state(grad_last),
+        layout(hidden), layout(reset), _state(starts), _state(restarts), _state(lengths), _NONE,
+        layout(grad_hidden), _state(grad_last),
         *_blocks(grads, gates, hidden.shape[2]), _state(grad_initial), _state(grad_restart),
     )  # fmt: skip
     if values is None:
@@ -190,24 +190,24 @@ def _run(
         raise MemoryError(f"{gates} scan: no memory to join the chunks of {(batch, time, hidden)}")
 
 
-def _dense(source: Tensor, values: Tensor | None) -> list[Tensor]:
+def dense_inputs(source: Tensor, values: Tensor | None) -> list[Tensor]:
     """[projection], or [coefficients, values] of one shape, with contiguous channels."""
     if values is None:
-        return [_rows(source)]
+        return [contiguous_channels(source)]
     coeffs = source.expand(values.shape)
-    return [_written(coeffs) if coeffs.stride(2) == 0 else _rows(coeffs), _rows(values)]
+    return [_written(coeffs) if coeffs.stride(2) == 0 else contiguous_channels(coeffs), contiguous_channels(values)]
 
 
 def _blocks(dense: list[Tensor], gates: str, hidden: int) -> list[_Triple]:
     """The three inputs of a step: blocks of the one projection; or coefficients and values."""
     if gates == "linear":
-        return [*map(_series, dense), _NONE]
-    address, batch, time = _series(dense[0])
+        return [*map(layout, dense), _NONE]
+    address, batch, time = layout(dense[0])
     step = hidden * dense[0].element_size()
     return [(address + i * step, batch, time) if i < width(gates) else _NONE for i in range(3)]
 
 
-def _contiguous(state: Tensor | None) -> Tensor | None:
+def contiguous_state(state: Tensor | None) -> Tensor | None:
     """A state with contiguous channels; what is broadcast over the batch is not written out."""
     if state is None:
         return None
@@ -215,7 +215,7 @@ def _contiguous(state: Tensor | None) -> Tensor | None:
     return state if state.stride(1) == 1 or state.shape[1] <= 1 else state.contiguous()
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def contiguous_channels(tensor: Tensor) -> Tensor:
     """The tensor with contiguous channels. What is broadcast over batch or time is not written out."""
     tensor = _written(tensor)
     if tensor.stride(2) == 1 or tensor.shape[2] <= 1:
@@ -229,7 +229,7 @@ def _written(tensor: Tensor) -> Tensor:
     return (tensor.clone() if tensor._is_zerotensor() else tensor).resolve_conj().resolve_neg()
 
 
-def _series(tensor: Tensor | None) -> _Triple:
+def layout(tensor: Tensor | None) -> _Triple:
     return _NONE if tensor is None else (tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
 

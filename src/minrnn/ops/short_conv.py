@@ -85,7 +85,7 @@ def _call(name: str, weight: Tensor, series: tuple[Tensor | None, ...], *flat: T
     """Call the kernel; `series` and `flat` are its tensors with strides and its contiguous ones, in its order."""
     x = series[0]
     assert x is not None, "x is always given"
-    words = chain(chain.from_iterable(map(native._series, series)), map(native.address, flat))
+    words = chain(chain.from_iterable(map(native.layout, series)), map(native.address, flat))
     native.call(name, (*x.shape, len(weight)), x.dtype, words)
 
 
@@ -95,7 +95,7 @@ def _results(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, reset
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, reset: Tensor | None) -> tuple[Tensor, ...]:
-    x, past, weight = native._rows(x), native._rows(past), weight.contiguous()
+    x, past, weight = native.contiguous_channels(x), native.contiguous_channels(past), weight.contiguous()
     bias, reset = (None if one is None else one.contiguous() for one in (bias, reset))
     out = _results(x, weight, bias, past, reset)
     _call("short_conv_forward", weight, (x, past, *out, None, None, None, None), reset, weight, bias, None, None, None)
@@ -105,10 +105,10 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, past: Tensor, reset
 def _backward(grads: tuple, inputs: tuple, out: tuple) -> tuple[Tensor | None, ...]:
     x, weight, bias, past, reset = inputs
     given = [
-        native._rows(y.new_zeros(()).expand(y.shape) if grad is None else grad)
+        native.contiguous_channels(y.new_zeros(()).expand(y.shape) if grad is None else grad)
         for grad, y in zip(grads, out, strict=True)
     ]
-    x, past, weight = native._rows(x), native._rows(past), weight.contiguous()
+    x, past, weight = native.contiguous_channels(x), native.contiguous_channels(past), weight.contiguous()
     reset = None if reset is None else reset.contiguous()
     grad_x, grad_past, grad_weight, grad_bias = (x.new_empty(y.shape) for y in (x, past, weight, weight[0]))
     parts = x.new_empty(

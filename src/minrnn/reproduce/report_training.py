@@ -124,7 +124,7 @@ def _eval_set(column: str, found: Sequence[Found], metric: Metric) -> EvalSet | 
 def _constant(config: str) -> tuple[float, int]:
     """Of a task, as JSON: the accuracy of the best constant answer, and how many questions show it."""
     task = task_of(json.loads(config))
-    return task.constant(), task.examination * task.batch_size
+    return task.constant_accuracy(), task.examination * task.batch_size
 
 
 def _row(

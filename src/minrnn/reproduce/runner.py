@@ -28,7 +28,7 @@ def run(
         cells: what is wanted.
         results: the folder; what it has of these cells is kept, what failed is tried again.
         jobs: how many worker processes share the cores; what measures time has them for itself.
-        data: where a text of the cells lies; by default it is downloaded.
+        data: where the text, or the episodes, of the cells lie; a text is downloaded by default.
         console: where progress is shown.
 
     Returns:

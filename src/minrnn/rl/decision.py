@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minrnn._config import check_at_least, check_choice, check_positive, check_types
 from minrnn._shapes import check_reset, check_shape, check_tensor, shape_error
-from minrnn.mixers.contract import check_types
 from minrnn.models import Backbone, BackboneConfig, ModelConfig, SequenceModel
 
 Layout = Literal["interleaved", "concatenated"]
@@ -73,13 +73,9 @@ class DecisionConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("observation_size", "action_size", "context", "max_timestep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"DecisionConfig: {name} must be at least 1, got {getattr(self, name)}")
-        if self.layout not in get_args(Layout):
-            raise ValueError(f"DecisionConfig: layout must be one of {get_args(Layout)}, got {self.layout!r}")
-        if not 0 < self.return_scale < float("inf"):
-            raise ValueError(f"DecisionConfig: return_scale must be above 0 and finite, got {self.return_scale}")
+        check_at_least(self, 1, "observation_size", "action_size", "context", "max_timestep")
+        check_choice(self, "layout", get_args(Layout))
+        check_positive(self, "return_scale")
 
 
 class DecisionModel(SequenceModel):

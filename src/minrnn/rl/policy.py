@@ -14,8 +14,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
+from minrnn._config import check_types
 from minrnn._files import replace_files
-from minrnn.mixers.contract import check_types
 from minrnn.models import load_model, save
 from minrnn.rl.decision import DecisionModel, Trajectory
 

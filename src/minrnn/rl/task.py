@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minrnn.mixers.contract import check_types
+from minrnn._config import check_at_least, check_types
 from minrnn.models import BackboneConfig
 from minrnn.rl.decision import DecisionConfig, DecisionModel, Layout, Scales, Trajectory
 from minrnn.rl.episodes import Episodes, blocks
@@ -54,8 +54,7 @@ class OfflineConfig:
         check_types(self)
         if not self.data:
             raise ValueError("OfflineConfig: data must name logged episodes, got none: --data FILE")
-        if self.batch_size < 1:
-            raise ValueError(f"OfflineConfig: batch_size must be at least 1, got {self.batch_size}")
+        check_at_least(self, 1, "batch_size")
         if not all(isinstance(each, int | float) and np.isfinite(each) for each in self.targets):
             raise ValueError(f"OfflineConfig: targets must be finite numbers, got {self.targets}")
         self.model_config(1, 1, BackboneConfig())  # which checks the rest

@@ -56,7 +56,7 @@ class AnswerTask(ABC):
         """The evaluation batch `index`, always the same; no training batch shares its random numbers."""
         return self.make(np.random.default_rng((0, index, HELD_OUT)), held_out=True)
 
-    def constant(self) -> float:
+    def constant_accuracy(self) -> float:
         """The accuracy, as `evaluate` has it, of always giving the one answer that is right most often."""
         shares = torch.zeros(self.vocabulary, dtype=torch.float64)
         for index in range(self.examination):

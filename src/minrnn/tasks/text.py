@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from minrnn.mixers.contract import check_types
+from minrnn._config import check_at_least, check_types
 from minrnn.tasks.corpus import read_corpus
 from minrnn.tasks.task import Model
 from minrnn.tasks.vocabulary import encode, make_tokenizer
@@ -39,9 +39,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("length", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TextConfig: {name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(self, 1, "length", "batch_size")
 
     @property
     def name(self) -> str:

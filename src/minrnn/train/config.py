@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from minrnn.mixers.contract import check_types
+from minrnn._config import check_at_least, check_choice, check_fraction, check_positive, check_types
 from minrnn.models import BackboneConfig
 from minrnn.rl.systems import usual
 from minrnn.rl.task import OfflineConfig
@@ -56,25 +56,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in ("steps", "eval_every", "save_every", "devices"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"TrainConfig: {name} must be at least 1, got {getattr(self, name)}")
-        for name in ("warmup", "weight_decay", "patience", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"TrainConfig: {name} must be at least 0, got {getattr(self, name)}")
+        check_at_least(self, 1, "steps", "eval_every", "save_every", "devices")
+        check_at_least(self, 0, "warmup", "weight_decay", "patience", "seed")
         if self.seed >= 2**32:  # larger ones share random numbers with what is held out (`AnswerTask`)
             raise ValueError(f"TrainConfig: seed must be below 2**32, got {self.seed}")
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"TrainConfig: {name} must be above 0, got {getattr(self, name)}")
-        for name in ("lr", "weight_decay"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"TrainConfig: {name} must be finite, got {getattr(self, name)}")
-        if not 0 <= self.beta2 < 1:
-            raise ValueError(f"TrainConfig: beta2 must be in [0, 1), got {self.beta2}")
+        check_positive(self, "lr")
+        check_positive(self, "clip", finite=False)
+        check_fraction(self, "beta2")
         for name, kinds in (("decay", Decay), ("keep", Keep), ("precision", Precision)):
-            if getattr(self, name) not in get_args(kinds):
-                raise ValueError(f"TrainConfig: {name} must be one of {get_args(kinds)}, got {getattr(self, name)!r}")
+            check_choice(self, name, get_args(kinds))
 
     def schedule(self, step: int) -> float:
         """The learning rate of step `step` (from 0) as a fraction of `lr`."""

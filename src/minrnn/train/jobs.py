@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from minrnn._console import say
-from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, SequenceModel, generate, load, load_model
+from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, SequenceModel, generate
 from minrnn.rl.collect import named_env, references
 from minrnn.rl.decision import DecisionModel
 from minrnn.rl.environments import check_fits
@@ -35,10 +35,6 @@ class Job(Protocol):
 
     def make_model(self, backbone: BackboneConfig) -> SequenceModel:
         """The model to train."""
-        ...
-
-    def load(self, run: Path) -> SequenceModel:
-        """The model that was saved in the run."""
         ...
 
     def files(self) -> dict[str, str]:
@@ -79,9 +75,6 @@ class TextJob:
 
     def make_model(self, backbone: BackboneConfig) -> LanguageModel:
         return LanguageModel(LanguageModelConfig(self.task.vocabulary, backbone))
-
-    def load(self, run: Path) -> LanguageModel:
-        return load(run)
 
     def files(self) -> dict[str, str]:
         return {"tokenizer.json": self.task.tokenizer.to_str()}
@@ -147,9 +140,6 @@ class OfflineJob:
 
     def make_model(self, backbone: BackboneConfig) -> DecisionModel:
         return self.task.make_model(backbone)
-
-    def load(self, run: Path) -> DecisionModel:
-        return load_model(run, DecisionModel)
 
     def files(self) -> dict[str, str]:
         return {FILE: self.facts.to_json()}

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from minrnn._console import say
 from minrnn._files import replace_files
-from minrnn.models import SequenceModel, save
+from minrnn.models import SequenceModel, load_model, save
 from minrnn.train.config import RunConfig, TrainConfig
 from minrnn.train.curve import draw_curve
 from minrnn.train.files import CHECKPOINT
@@ -74,7 +74,7 @@ def train(
                     path.unlink()
                 out.rmdir()
         raise
-    return _finish(job.load(out), job, config.train, journal, console) if main_process else {}
+    return _finish(load_model(out, type(model)), job, config.train, journal, console) if main_process else {}
 
 
 def _finish(model: SequenceModel, job: Job, config: TrainConfig, journal: Journal, console: Console) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """(h, last) of a scan; `inputs` as in rules.py. `out` gives the memory to write to, for measurements."""
     source, values, initial, *_ = inputs
-    dense, out = native._dense(source, values), out or results(source, values, gates)
+    dense, out = native.dense_inputs(source, values), out or results(source, values, gates)
     series = {"x0": _numbers(dense[0]), "x1": _numbers(dense[-1]), "hidden": _numbers(out[0])}
     last = _numbers(out[1])
     walk = _Walk.plan(dense[-1].shape[1], last, series["x0"], 64, _blocks(gates))
@@ -108,7 +108,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of (source, values, initial, restart). `out` gives the memory of the first, for measurements."""
     source, values, initial, reset, restart, _ = inputs
-    dense = native._dense(source, values)
+    dense = native.dense_inputs(source, values)
     like, state = dense[-1], (hidden.shape[0], hidden.shape[2])
     grads = [laid_out_like(like, like.shape[2], like.dtype) for _ in dense]
     if out is not None:
@@ -118,8 +118,8 @@ def backward(
     series = {
         "x0": _numbers(dense[0]),
         "x1": _numbers(dense[-1]),
-        "hidden": _numbers(native._rows(hidden)),
-        "grad_hidden": _numbers(native._rows(grad_hidden.to(hidden.dtype))),
+        "hidden": _numbers(native.contiguous_channels(hidden)),
+        "grad_hidden": _numbers(native.contiguous_channels(grad_hidden.to(hidden.dtype))),
         "grad0": _numbers(grads[0]),
         "grad1": _numbers(grads[-1]),
     }
@@ -160,7 +160,7 @@ def _numbers(tensor: Tensor) -> Tensor:
 
 def _state(state: Tensor | None) -> Tensor | None:
     """A state [B, H] as the kernels read it."""
-    state = native._contiguous(state)
+    state = native.contiguous_state(state)
     return None if state is None else _numbers(state)
 
 

@@ -3,7 +3,6 @@
 B batch, T time, D model width, H = expansion x D hidden width.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from minrnn._config import check_positive, check_types
 from minrnn._shapes import accumulate_dtype, autocasts
-from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, check_types, plain, scaled
+from minrnn.mixers.contract import ALONE, Mixer, Place, check_series, check_state, plain, scaled
 from minrnn.ops.sequences import Sequences
 
 
 @dataclass(frozen=True)
-class GatedConfig:
+class RNNConfig:
     """Options of `GRUMixer`, `LSTMMixer`, `GRULoopMixer` and `LSTMLoopMixer`.
 
     Args:
@@ -30,9 +30,7 @@ class GatedConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if not 0 < self.expansion < math.inf:
-            caller = type(self).__name__
-            raise ValueError(f"{caller}: expansion must be above 0 and finite, got {self.expansion}")
+        check_positive(self, "expansion")
 
 
 class GRUState(NamedTuple):
@@ -134,7 +132,7 @@ class LSTMLoop(CellLoop):
         return LSTMState(torch.sigmoid(o) * torch.tanh(c), c)
 
 
-class GatedMixer(Mixer):
+class RNNMixer(Mixer):
     """What the four share: y = h, or W_out h + b_out where H is not D.
 
     Sequences begin from zeros. The state is a `GRUState` or an `LSTMState`, float32 where the model is 16-bit.
@@ -147,7 +145,7 @@ class GatedMixer(Mixer):
 
     kind: ClassVar[type]  # of the state
 
-    def __init__(self, width: int, config: GatedConfig, place: Place = ALONE) -> None:
+    def __init__(self, width: int, config: RNNConfig, place: Place = ALONE) -> None:
         super().__init__()
         self.width, self.hidden = width, int(scaled(width, config.expansion))
         if self.hidden < 1:
@@ -190,7 +188,7 @@ class GatedMixer(Mixer):
         return self.hidden * len(self.kind._fields)
 
 
-class TorchMixer(GatedMixer):
+class TorchMixer(RNNMixer):
     """nn.GRU or nn.LSTM over time, in float32 where the model is 16-bit.
 
     Where there are resets, the sequences between them run side by side, as a packed sequence: as many steps as the
@@ -201,7 +199,7 @@ class TorchMixer(GatedMixer):
     kernel: ClassVar[Callable[..., tuple[Tensor, ...]]]  # that the layer calls; of it, because the weights may be cast
     rnn: nn.RNNBase
 
-    def __init__(self, width: int, config: GatedConfig, place: Place = ALONE) -> None:
+    def __init__(self, width: int, config: RNNConfig, place: Place = ALONE) -> None:
         super().__init__(width, config, place)
         self.rnn = self.layer(width, self.hidden, batch_first=True)
 
@@ -286,13 +284,13 @@ class LSTMMixer(TorchMixer):
     kind, layer, kernel = LSTMState, nn.LSTM, staticmethod(torch.lstm)
 
 
-class LoopMixer(GatedMixer):
+class LoopMixer(RNNMixer):
     """A `CellLoop` over time."""
 
     loop: ClassVar[type[CellLoop]]
     rnn: CellLoop
 
-    def __init__(self, width: int, config: GatedConfig, place: Place = ALONE) -> None:
+    def __init__(self, width: int, config: RNNConfig, place: Place = ALONE) -> None:
         super().__init__(width, config, place)
         self.rnn = self.loop(width, self.hidden)
 
