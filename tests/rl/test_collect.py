@@ -149,8 +149,8 @@ def test_another_seed_gives_other_data_and_more_steps_go_on_with_the_same(tmp_pa
 
 def counted(monkeypatch) -> list[tuple[int, int]]:
     """The episodes that are rolled in this process from now on."""
-    rolled, before = [], rolling._Hand.roll
-    monkeypatch.setattr(rolling._Hand, "roll", lambda self, *task: rolled.append(task) or before(self, *task))
+    rolled, before = [], rolling._Roller.roll
+    monkeypatch.setattr(rolling._Roller, "roll", lambda self, *task: rolled.append(task) or before(self, *task))
     return rolled
 
 
@@ -203,10 +203,10 @@ def test_two_at_once_make_it_once(tmp_path, behaviours, monkeypatch):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_episode_that_cannot_be_kept_is_told_as_what_it_is(tmp_path, processes):
-    studio, part = rolling.Studio(ENV, 0, tmp_path), rolling.Part(None, 1, 1, 1)
-    (tmp_path / f"{studio.path(part, 0).name}.part").mkdir()
+    store, part = rolling.RolloutStore(ENV, 0, tmp_path), rolling.Part(None, 1, 1, 1)
+    (tmp_path / f"{store.path(part, 0).name}.part").mkdir()
     with pytest.raises(IsADirectoryError, match="00000001-000000.npz.part"):
-        rolling.roll_parts(studio, [part], processes=processes, told=lambda *_: None)
+        rolling.roll_parts(store, [part], processes=processes, told=lambda *_: None)
 
 
 def test_a_directory_may_have_a_plus_in_its_name(tmp_path, behaviours):

@@ -26,7 +26,7 @@ from minrnn.rl import digests, ppo
 from minrnn.rl.behaviour import Behaviour, Digest
 from minrnn.rl.environments import check_limit, check_spaces, make_env
 from minrnn.rl.progress import Bar
-from minrnn.rl.rolling import Part, Studio, read, roll_parts
+from minrnn.rl.rolling import Part, RolloutStore, read, roll_parts
 from minrnn.rl.scores import family, normalized
 from minrnn.rl.sources import minari_file, split
 
@@ -118,7 +118,7 @@ def collect(
         share = -(-settings["steps"] // len(chosen))
         parts = [Part(path, policy.facts["steps"], share, 1) for path, policy in chosen]
         parts.append(Part(None, RANDOM_STREAM, 0, RANDOM_EPISODES))
-        studio = Studio(config.env, config.seed, _studio_folder(out, settings))
+        store = RolloutStore(config.env, config.seed, _store_folder(out, settings))
         with Bar(console, f"rolling {config.name}", settings["steps"]) as bar:
             have = [0] * len(parts)
 
@@ -126,7 +126,7 @@ def collect(
                 have[number] = steps
                 bar.tell(min(sum(have[:-1]), settings["steps"]), f"{sum(have[:-1]):,} steps")
 
-            *files, random = roll_parts(studio, parts, processes=processes, told=told)
+            *files, random = roll_parts(store, parts, processes=processes, told=told)
         record = _record(settings, files, random)
         record["digest"] = digests.compare(record, folder)
         if not record["digest"] and (behaviours is not None or folder.parent != SHIPPED):
@@ -287,7 +287,7 @@ def _check_policies(found: Sequence[tuple[Path, Behaviour]], env: Any, env_id: s
         check_spaces(env, env_id, len(policy.mean), len(policy.log_std))
 
 
-def _studio_folder(out: Path, settings: dict[str, Any]) -> Path:
+def _store_folder(out: Path, settings: dict[str, Any]) -> Path:
     """Beside `out`, and another one for other policies or another seed: episodes are never mixed. More steps are not
     other episodes."""
     decides = {name: value for name, value in settings.items() if name not in ("steps", "quality")}

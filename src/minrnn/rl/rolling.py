@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Studio:
+class RolloutStore:
     """Where episodes are rolled, and where they are kept.
 
     Args:
@@ -64,12 +64,12 @@ def read(path: Path) -> Rolled:
 
 
 def roll_parts(
-    studio: Studio, parts: Sequence[Part], *, processes: int, told: Callable[[int, int], None]
+    store: RolloutStore, parts: Sequence[Part], *, processes: int, told: Callable[[int, int], None]
 ) -> list[list[Path]]:
     """The files of each part's episodes, in their order. Those that are there already are not rolled again.
 
     Args:
-        studio: where.
+        store: where.
         parts: what is wanted.
         processes: how many roll at once. One rolls in this process; several are started anew, as Python's "spawn" does,
             so that a script that calls this needs `if __name__ == "__main__"`.
@@ -78,32 +78,35 @@ def roll_parts(
     Raises:
         OSError: a process died, or a file cannot be written.
     """
-    studio.folder.mkdir(parents=True, exist_ok=True)
-    crew = _Crew(studio, parts, processes)
+    store.folder.mkdir(parents=True, exist_ok=True)
+    workers = _Workers(store, parts, processes)
     try:
-        return [crew.roll(number, lambda steps, number=number: told(number, steps)) for number in range(len(parts))]
+        return [workers.roll(number, lambda steps, number=number: told(number, steps)) for number in range(len(parts))]
     finally:
-        crew.close()
+        workers.close()
 
 
-class _Crew:
-    """Processes that take episodes' numbers and give their lengths."""
+class _Workers:
+    """Processes that take episodes' numbers and give their lengths.
 
-    def __init__(self, studio: Studio, parts: Sequence[Part], processes: int) -> None:
-        self.studio, self.parts = studio, parts
-        self.alone = _Hand(studio, parts) if processes == 1 else None
+    (A `ProcessPoolExecutor` of Python 3.11 was seen to wait for ever at its end after Ctrl-C.)
+    """
+
+    def __init__(self, store: RolloutStore, parts: Sequence[Part], processes: int) -> None:
+        self.store, self.parts = store, parts
+        self.alone = _Roller(store, parts) if processes == 1 else None
         self.workers: list[tuple[Any, Connection]] = []
         context = multiprocessing.get_context("spawn")
         for _ in range(0 if self.alone else processes):
             ours, theirs = context.Pipe()
-            worker = context.Process(target=_serve, args=(theirs, studio, parts), daemon=True)
+            worker = context.Process(target=_serve, args=(theirs, store, parts), daemon=True)
             worker.start()
             theirs.close()  # now the worker alone has that end, and sees ours close, however this process ends
             self.workers.append((worker, ours))
 
     def roll(self, number: int, told: Callable[[int], None]) -> list[Path]:
         part = self.parts[number]
-        lengths = self.studio.lengths(part)
+        lengths = self.store.lengths(part)
         missing = (episode for episode in count() if episode not in lengths)
         idle, busy = [ours for _, ours in self.workers], dict[Connection, int]()
         steps = episodes = 0
@@ -113,7 +116,7 @@ class _Crew:
                 told(steps)
                 if steps >= part.steps and episodes >= part.episodes:
                     self._finish(busy)
-                    return [self.studio.path(part, episode) for episode in range(episodes)]
+                    return [self.store.path(part, episode) for episode in range(episodes)]
             if self.alone:
                 episode = next(missing)
                 lengths[episode] = self.alone.roll(number, episode)
@@ -157,37 +160,37 @@ class _Crew:
             worker.join()
 
 
-class _Hand:
+class _Roller:
     """Rolls one episode after the other."""
 
-    def __init__(self, studio: Studio, parts: Sequence[Part]) -> None:
-        self.studio, self.parts = studio, parts
+    def __init__(self, store: RolloutStore, parts: Sequence[Part]) -> None:
+        self.store, self.parts = store, parts
         self.policies = [None if part.snapshot is None else load_behaviour(part.snapshot) for part in parts]
-        self.env = make_env(studio.env_id)
+        self.env = make_env(store.env_id)
 
     def roll(self, number: int, episode: int) -> int:
         part = self.parts[number]
-        rolled = roll(self.env, self.policies[number], self.studio.seed, part.stream, episode)
+        rolled = roll(self.env, self.policies[number], self.store.seed, part.stream, episode)
         content = io.BytesIO()
         np.savez(content, **rolled._asdict())
-        replace_files({self.studio.path(part, episode): content.getvalue()})
+        replace_files({self.store.path(part, episode): content.getvalue()})
         return len(rolled.rewards)
 
 
-def _answer(hand: _Hand, number: int, episode: int) -> int | OSError:
+def _answer(roller: _Roller, number: int, episode: int) -> int | OSError:
     """What came of an episode: its length, or why it could not be kept, as on a full disk."""
     try:
-        return hand.roll(number, episode)
+        return roller.roll(number, episode)
     except OSError as error:
         return error
 
 
-def _serve(theirs: Connection, studio: Studio, parts: Sequence[Part]) -> None:
+def _serve(theirs: Connection, store: RolloutStore, parts: Sequence[Part]) -> None:
     """What a process does until the other end of its pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the first one decides
-    hand = _Hand(studio, parts)
+    roller = _Roller(store, parts)
     try:
         while True:
-            theirs.send(_answer(hand, *theirs.recv()))
+            theirs.send(_answer(roller, *theirs.recv()))
     except (EOFError, BrokenPipeError):
-        hand.env.close()
+        roller.env.close()
