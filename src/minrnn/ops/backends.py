@@ -3,10 +3,12 @@ one."""
 
 import os
 import warnings
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from minrnn._shapes import check_device, check_shape, check_tensor, shape_error
 from minrnn.ops import native, triton
 
 BACKENDS = ("native", "triton", "parallel", "reference")
@@ -90,6 +92,24 @@ def check_dtype(caller: str, name: str, tensor: Tensor, *, real: bool = True) ->
     if tensor.dtype not in (_REAL if real else _REAL + _COMPLEX):
         kinds = "float32, float64, bfloat16 or float16" + ("" if real else ", complex64 or complex128")
         raise TypeError(f"{caller}: {name} must be {kinds}, got {tensor.dtype}")
+
+
+def check_series(caller: str, name: str, series: Tensor, letters: str) -> None:
+    """Raise TypeError or ValueError unless it is a tensor of three dimensions and of a real dtype that scans take."""
+    check_tensor(caller, name, series)
+    if series.dim() != 3:
+        raise shape_error(caller, name, letters, "three dimensions", tuple(series.shape))
+    check_dtype(caller, name, series)
+
+
+def check_operands(caller: str, like: Tensor, operands: Mapping[str, tuple[Tensor, str, tuple[int, ...]]]) -> None:
+    """Raise TypeError or ValueError unless each is a tensor of this shape, told by these letters, of a real dtype that
+    scans take, and on the device of `like`."""
+    for name, (tensor, letters, shape) in operands.items():
+        check_tensor(caller, name, tensor)
+        check_shape(caller, name, tensor, letters, shape)
+        check_dtype(caller, name, tensor)
+        check_device(caller, like, **{name: tensor})
 
 
 def _ran(backend: str) -> str:

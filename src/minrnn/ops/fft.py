@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from minrnn._shapes import accumulate_dtype, check_device, check_reset, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_reset, check_tensor, shape_error
 from minrnn.ops import backends
 from minrnn.ops.fused import fused
 from minrnn.ops.sequences import Sequences
@@ -38,16 +38,12 @@ def long_conv(x: Tensor, kernel: Tensor, *, reset: Tensor | None = None) -> Tens
         ValueError: shapes do not agree.
     """
     caller = "long_conv"
-    check_tensor(caller, "x", x)
-    if x.dim() != 3:
-        raise shape_error(caller, "x", "(B, T, D)", "three dimensions", tuple(x.shape))
+    backends.check_series(caller, "x", x, "(B, T, D)")
     check_tensor(caller, "kernel", kernel)
     if kernel.dim() != 2 or len(kernel) != x.shape[2]:
         raise shape_error(caller, "kernel", "(D, L)", f"two dimensions, the first {x.shape[2]}", tuple(kernel.shape))
-    for name, tensor in (("x", x), ("kernel", kernel)):
-        backends.check_dtype(caller, name, tensor)
+    backends.check_operands(caller, x, {"kernel": (kernel, "(D, L)", tuple(kernel.shape))})
     check_reset(caller, reset, x)
-    check_device(caller, x, kernel=kernel)
     return _long_conv(x, kernel, reset)[0]
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minrnn._shapes import accumulate_dtype, check_device, check_reset, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_reset, check_tensor, shape_error
 from minrnn.ops import backends, native
 from minrnn.ops.fused import fused
 from minrnn.ops.scan import linear_scan
@@ -66,9 +66,7 @@ def selective_scan(
     the discrete B as in its code.
     """
     caller = "selective_scan"
-    check_tensor(caller, "u", u)
-    if u.dim() != 3:
-        raise shape_error(caller, "u", "(B, T, E)", "three dimensions", tuple(u.shape))
+    backends.check_series(caller, "u", u, "(B, T, E)")
     check_tensor(caller, "A", A)
     batch, time, width = u.shape
     if A.dim() != 2 or len(A) != width:
@@ -76,7 +74,8 @@ def selective_scan(
     dtype, states = accumulate_dtype(u.dtype), A.shape[1]
     D = u.new_zeros(width) if D is None else D
     initial = u.new_zeros(batch, width, states, dtype=dtype) if initial is None else initial
-    shapes = {
+    operands = {
+        "A": (A, "(E, N)", tuple(A.shape)),
         "delta": (delta, "(B, T, E)", (batch, time, width)),
         "B": (B, "(B, T, N)", (batch, time, states)),
         "C": (C, "(B, T, N)", (batch, time, states)),
@@ -84,15 +83,9 @@ def selective_scan(
         "initial": (initial, "(B, E, N)", (batch, width, states)),
     }
     if bias is not None:
-        shapes["bias"] = bias, "(E,)", (width,)
-    for name, (tensor, letters, wanted) in shapes.items():
-        check_tensor(caller, name, tensor)
-        check_shape(caller, name, tensor, letters, wanted)
+        operands["bias"] = bias, "(E,)", (width,)
+    backends.check_operands(caller, u, operands)
     check_reset(caller, reset, u)
-    floating = {"u": u, "A": A, **{name: row[0] for name, row in shapes.items()}}
-    for name, tensor in floating.items():
-        backends.check_dtype(caller, name, tensor)
-    check_device(caller, u, **floating)
     chosen = backends.choose(backends.forced(backend), u, caller)
     bias = None if bias is None else bias.to(dtype)
     # The GPU widens u and delta as it reads them.

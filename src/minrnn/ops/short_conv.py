@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minrnn._shapes import accumulate_dtype, check_device, check_reset, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_reset, check_tensor, shape_error
 from minrnn.ops import backends, native
 from minrnn.ops.fused import fused
 
@@ -39,22 +39,23 @@ def short_conv(
         ValueError: shapes do not agree.
     """
     caller = "short_conv"
-    for name, tensor in (("x", x), ("weight", weight), ("past", past), *([] if bias is None else [("bias", bias)])):
-        check_tensor(caller, name, tensor)
-        backends.check_dtype(caller, name, tensor)
-    if x.dim() != 3:
-        raise shape_error(caller, "x", "(B, T, D)", "three dimensions", tuple(x.shape))
+    backends.check_series(caller, "x", x, "(B, T, D)")
+    check_tensor(caller, "weight", weight)
     batch, _, width = x.shape
     if weight.dim() != 2 or len(weight) == 0 or weight.shape[1] != width:
         raise shape_error(caller, "weight", "(K, D)", f"at least 1 row of {width}", tuple(weight.shape))
-    check_shape(caller, "past", past, "(B, K-1, D)", (batch, len(weight) - 1, width))
+    operands = {
+        "weight": (weight, "(K, D)", tuple(weight.shape)),
+        "past": (past, "(B, K-1, D)", (batch, len(weight) - 1, width)),
+    }
+    if bias is not None:
+        operands["bias"] = bias, "(D,)", (width,)
+    backends.check_operands(caller, x, operands)
     dtype = torch.promote_types(torch.promote_types(x.dtype, past.dtype), weight.dtype)
     if bias is not None:
-        check_shape(caller, "bias", bias, "(D,)", (width,))
         dtype = torch.promote_types(dtype, bias.dtype)
         bias = bias.to(dtype)
     check_reset(caller, reset, x)
-    check_device(caller, x, weight=weight, bias=bias, past=past)
     chosen = backends.choose(backends.forced(None), x, caller, gpu=False)
     run = _fused if chosen == "native" and len(weight) <= _MOST else _plain
     y, tail = run(x.to(dtype), weight.to(dtype), bias, past.to(dtype), reset)

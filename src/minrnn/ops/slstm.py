@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minrnn._shapes import accumulate_dtype, check_device, check_reset, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_reset, check_tensor, shape_error
 from minrnn.ops import backends, native
 from minrnn.ops.fused import fused
 
@@ -81,36 +81,29 @@ def slstm_scan(
     Source: Beck et al., "xLSTM: Extended long short-term memory" (2024), section 2.2 and appendix A.2.
     """
     caller = "slstm_scan"
-    check_tensor(caller, "into", into)
-    if into.dim() != 3:
-        raise shape_error(caller, "into", "(B, T, D)", "three dimensions", tuple(into.shape))
-    backends.check_dtype(caller, "into", into)
+    backends.check_series(caller, "into", into, "(B, T, D)")
     batch, _, width = into.shape
     dtype = accumulate_dtype(into.dtype)
-    for name, tensor in (("forget", forget), ("candidate", candidate), ("output", output)):
-        check_tensor(caller, name, tensor)
-        check_shape(caller, name, tensor, "(B, T, D)", tuple(into.shape))
-        if tensor.dtype != into.dtype:
-            raise TypeError(f"{caller}: {name} must have the dtype of into, {into.dtype}, got {tensor.dtype}")
     check_tensor(caller, "recurrent", recurrent)
     heads = len(recurrent) if recurrent.dim() else 0
     if heads == 0 or width % heads or recurrent.shape != (heads, width // heads, 4, width // heads):
         wanted = f"a square for each of 4 gates and N heads, D = {width} channels in all"
         raise shape_error(caller, "recurrent", "(N, d, 4, d)", wanted, tuple(recurrent.shape))
-    check_tensor(caller, "bias", bias)
-    check_shape(caller, "bias", bias, "(4, D)", (4, width))
     if initial is None:
         zeros = into.new_zeros(batch, width, dtype=dtype)
         initial = SLSTMState(zeros, zeros, zeros, torch.full_like(zeros, -math.inf))
-    states = {f"initial.{name}": tensor for name, tensor in zip(SLSTMState._fields, initial, strict=True)}
-    for name, tensor in states.items():
-        check_tensor(caller, name, tensor)
-        check_shape(caller, name, tensor, "(B, D)", (batch, width))
-    named = {"recurrent": recurrent, "bias": bias, **states}
-    for name, tensor in named.items():
-        backends.check_dtype(caller, name, tensor)
+    series = {"forget": forget, "candidate": candidate, "output": output}
+    operands = {
+        **{name: (each, "(B, T, D)", tuple(into.shape)) for name, each in series.items()},
+        "recurrent": (recurrent, "(N, d, 4, d)", tuple(recurrent.shape)),
+        "bias": (bias, "(4, D)", (4, width)),
+        **{f"initial.{name}": (part, "(B, D)", (batch, width)) for name, part in initial._asdict().items()},
+    }
+    backends.check_operands(caller, into, operands)
+    for name, each in series.items():
+        if each.dtype != into.dtype:
+            raise TypeError(f"{caller}: {name} must have the dtype of into, {into.dtype}, got {each.dtype}")
     check_reset(caller, reset, into)
-    check_device(caller, into, forget=forget, candidate=candidate, output=output, **named)
     run = _fused if backends.choose(backends.forced(backend), into, caller, gpu=False) == "native" else _plain
     tensors = [x.to(dtype) for x in (into, forget, candidate, output, recurrent, bias, *initial)]
     y, h, c, n, m = run(*[*tensors, reset])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minrnn._shapes import accumulate_dtype, check_device, check_reset, check_shape, check_tensor, shape_error
+from minrnn._shapes import accumulate_dtype, check_reset
 from minrnn.ops import backends, native
 from minrnn.ops.fused import fused
 from minrnn.ops.scan import linear_scan
@@ -67,30 +67,22 @@ def wkv(
     Source: Peng et al., "RWKV: Reinventing RNNs for the Transformer era" (2023), section 3.
     """
     caller = "wkv"
-    check_tensor(caller, "keys", keys)
-    if keys.dim() != 3:
-        raise shape_error(caller, "keys", "(B, T, D)", "three dimensions", tuple(keys.shape))
-    backends.check_dtype(caller, "keys", keys)
+    backends.check_series(caller, "keys", keys, "(B, T, D)")
     batch, _, width = keys.shape
     dtype, shape = accumulate_dtype(keys.dtype), (batch, width)
-    check_tensor(caller, "values", values)
-    check_shape(caller, "values", values, "(B, T, D)", tuple(keys.shape))
-    if values.dtype != keys.dtype:
-        raise TypeError(f"{caller}: values must have the dtype of keys, {keys.dtype}, got {values.dtype}")
-    for name, tensor in (("decay", decay), ("bonus", bonus)):
-        check_tensor(caller, name, tensor)
-        check_shape(caller, name, tensor, "(D,)", (width,))
     if initial is None:
         zeros = keys.new_zeros(shape, dtype=dtype)
         initial = WKVState(zeros, zeros, keys.new_full(shape, -math.inf, dtype=dtype))
-    for name, tensor in zip(WKVState._fields, initial, strict=True):
-        check_tensor(caller, f"initial.{name}", tensor)
-        check_shape(caller, f"initial.{name}", tensor, "(B, D)", shape)
-    named = {"decay": decay, "bonus": bonus, **{f"initial.{name}": x for name, x in initial._asdict().items()}}
-    for name, tensor in named.items():
-        backends.check_dtype(caller, name, tensor)
+    operands = {
+        "values": (values, "(B, T, D)", tuple(keys.shape)),
+        "decay": (decay, "(D,)", (width,)),
+        "bonus": (bonus, "(D,)", (width,)),
+        **{f"initial.{name}": (part, "(B, D)", shape) for name, part in initial._asdict().items()},
+    }
+    backends.check_operands(caller, keys, operands)
+    if values.dtype != keys.dtype:
+        raise TypeError(f"{caller}: values must have the dtype of keys, {keys.dtype}, got {values.dtype}")
     check_reset(caller, reset, keys)
-    check_device(caller, keys, values=values, **named)
     run: Callable[..., tuple[Tensor, ...]]
     run = _fused if backends.choose(backends.forced(None), keys, caller, gpu=False) == "native" else _plain
     y, average, weight, top = run(*(x.to(dtype) for x in (keys, values, decay, bonus, *initial)), reset)
