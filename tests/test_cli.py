@@ -241,6 +241,18 @@ def test_presets_are_found_by_name(tmp_path, text):
     assert json.loads((out / "train.json").read_text())["warmup"] == 5
 
 
+def test_what_is_said_beside_a_file_overrides_it_wherever_it_stands(tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text("lr: 0.5\nsteps: 7\n")
+    config = str(tmp_path / "x.yaml")
+    for given in (["--lr", "0.1", "--config", config], [f"--config={config}", "--lr=0.1"]):
+        assert main(["train", *given, "--print_config"]) == 0
+        table = yaml.safe_load(capsys.readouterr().out)
+        assert (table["lr"], table["steps"]) == (0.1, 7)
+    with pytest.raises(SystemExit):
+        main(["train", "--steps", "3", "--config"])
+    assert "expected one argument" in capsys.readouterr().err
+
+
 def test_resume_keeps_to_the_run(run, capsys, tmp_path):
     before = (run / "model.safetensors").read_bytes()
     assert main(["train", "--out", str(run), "--resume", "--steps", "40"]) == 0  # it has ended: nothing but the report

@@ -8,6 +8,8 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,11 +25,13 @@ import minrnn.models
 import minrnn.train.module
 from conftest import QUIET
 from minrnn._console import say
+from minrnn._files import locked
 from minrnn.models import BackboneConfig
 from minrnn.tasks import ListOps, TextConfig, TextTask
 from minrnn.tasks.answers import Questions
 from minrnn.tasks.text import score
 from minrnn.train import RunConfig, TrainConfig
+from minrnn.train.curve import draw_curve
 from minrnn.train.files import CheckpointFile, Metrics
 from minrnn.train.module import AT_ONCE, Batches, Interrupted, Journal, Training
 from minrnn.train.run import train
@@ -182,7 +186,40 @@ def test_a_run_that_ends_within_a_few_steps_has_a_curve(config, tmp_path, monkey
     (axes,) = drawn
     low, high = axes.get_ylim()
     training, held_out = (line.get_ydata() for line in axes.lines)
-    assert list(held_out) == [5, 6, 7] and len(training) == 3 and low < min(training) and high == min(training) + 2
+    assert list(held_out) == [5, 6, 7] and len(training) == 3 and low < min(training) and 7 < high < 8
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+def test_a_curve_shows_all_that_was_held_out_whatever_its_unit(scale, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure.axes[0]))
+    lines = [{"step": step, "loss": scale * (1 + 100 / step**2), "held_out": scale * 2} for step in range(1, 50)]
+    draw_curve(lines, tmp_path / "curve.png", "cost_$5_vs_$6, mingru", "squared error")
+    (axes,) = drawn
+    low, high = axes.get_ylim()
+    assert 0.5 * scale < low < scale and 2 * scale < high < 8 * scale
+    assert not axes.title.get_parse_math()
+
+
+def test_two_processes_do_not_train_in_one_directory(config, tmp_path):
+    """The second waits: a new run is then refused, one that is resumed has ended."""
+    console = Console(file=io.StringIO(), width=200)
+    refused = []
+
+    def second():
+        with pytest.raises(ValueError, match="must be a new directory"):
+            train(config, tmp_path / "run", console=console)
+        refused.append(console.file.getvalue())
+
+    with locked(tmp_path / "run" / ".lock", print):
+        thread = threading.Thread(target=second)
+        thread.start()
+        while "another process is at work on it: waits" not in console.file.getvalue():
+            assert thread.is_alive()
+            time.sleep(0.01)
+        (tmp_path / "run" / "train.json").touch()
+    thread.join()
+    assert refused and sorted(path.name for path in (tmp_path / "run").iterdir()) == ["train.json"]
 
 
 def test_a_run_that_fails_at_once_leaves_its_directory_free(config, tmp_path):

@@ -38,14 +38,18 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
 def locked(lock: Path, say: Callable[[str], object]) -> Iterator[None]:
     """What the file `lock` stands for is this process's alone; waited for, while it is another's.
 
-    The system lets go of it when the process ends, however it does.
+    The system lets go of it when the process ends, however it does. (Where Python has no fcntl, as on Windows, nobody
+    waits.)
 
     Args:
         lock: made with its directory, and removed at the end.
         say: told when there is something to wait for.
     """
-    import fcntl
-
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        yield
+        return
     lock.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with lock.open("w") as file:

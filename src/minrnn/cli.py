@@ -104,7 +104,7 @@ def train(arguments: list[str]) -> int:
     for part in parts_of(_task_of(arguments, presets)).values():
         parser.add_class_arguments(part)
     keys = [re.sub(r"^--[\w-]+", lambda key: "--" + key[0][2:].replace("-", "_"), each) for each in arguments]
-    given = dict(parser.parse_args(keys, defaults=False).items())
+    given = dict(parser.parse_args(_config_first(keys), defaults=False).items())
     given.pop("config", None)
     out, resume, print_config = given.pop("out", None), given.pop("resume", False), given.pop("print_config", False)
     try:
@@ -148,6 +148,19 @@ def _presets() -> dict[str, Path]:
     """The presets that come with the package, by their names."""
     folder = Path(str(resources.files("minrnn") / "configs"))
     return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def _config_first(arguments: list[str]) -> list[str]:
+    """Files first, whose keys the others, wherever they stand, override."""
+    files: list[str] = []
+    others: list[str] = []
+    rest = iter(arguments)
+    for each in rest:
+        if each == "--config":
+            files += [each, *itertools.islice(rest, 1)]
+        else:
+            (files if each.startswith("--config=") else others).append(each)
+    return files + others
 
 
 def _task_of(arguments: list[str], presets: Mapping[str, Path]) -> str:

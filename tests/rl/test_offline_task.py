@@ -11,6 +11,7 @@ from offline_toys import ACTIONS, SIZE, make_backbone, make_episodes, make_model
 from conftest import assert_close
 from minrnn.models import BackboneConfig
 from minrnn.rl import OfflineConfig, OfflineTask, Trajectory
+from minrnn.rl.episodes import concatenate
 from minrnn.rl.task import action_bounds, checksum, locate
 from minrnn.train import RunConfig
 
@@ -205,6 +206,26 @@ def test_changed_data_are_told():
     ):
         with pytest.raises(ValueError, match=r"data: made must have SHA-256 .* over rewards and lengths"):
             make_task(changed, sha256=good)
+
+
+def test_no_episode_is_held_out_and_learned_from():
+    """Two of what is joined may have it."""
+    once = make_episodes()
+    twice = concatenate([once, once])
+    task = OfflineTask(OfflineConfig("x"), twice)
+    count = len(once.lengths)
+    assert not {each % count for each in task.held_out} & {each % count for each in task.train}
+    assert len(task.train) == len(twice.lengths) - 2 * len(task.held_out)
+    with pytest.raises(ValueError, match="at least 2 different episodes, got 2 that are alike"):
+        OfflineTask(OfflineConfig("x"), concatenate([make_episodes((5,)), make_episodes((5,))]))
+
+
+def test_the_loss_of_float64_is_float64():
+    task = OfflineTask(OfflineConfig("x", context=5, batch_size=4), make_episodes())
+    model = make_model("mingru").double()
+    batch = task.batch(0, 0)
+    trajectory = Trajectory(*(each.double() if each.is_floating_point() else each for each in batch.trajectory))
+    assert task.loss(model, batch._replace(trajectory=trajectory)).dtype == torch.float64
 
 
 def test_one_episode_cannot_be_held_out():

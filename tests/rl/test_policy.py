@@ -172,7 +172,7 @@ def test_what_was_really_done_is_what_is_remembered(mode):
     model, (observations, rewards) = make_model("mingru"), random_episode(5, 6)
     policy, gave, did, reward = Policy(model, target=5.0, mode=mode), [], [], None
     for observation, after in zip(observations, rewards, strict=True):
-        gave.append(policy.act(observation, reward, did[-1] if did else np.full(ACTIONS, 9.0)))
+        gave.append(policy.act(observation, reward, did[-1] if did else np.full(ACTIONS, np.nan)))
         did.append(gave[-1] / 2)
         reward = after
     assert_close(

@@ -18,6 +18,7 @@ from conftest import QUIET
 from minrnn.cli import main
 from minrnn.models import load_model
 from minrnn.rl import DecisionModel, OfflineConfig, OfflineTask, Policy
+from minrnn.rl import task as rl_task
 from minrnn.rl.evaluate import evaluate
 from minrnn.train import RunConfig, jobs
 from minrnn.train.files import Metrics
@@ -99,7 +100,7 @@ def test_a_run_that_was_cut_off_is_told_so(whole, tmp_path, capsys):
         if not finished:
             (tmp_path / "run" / "result.json").unlink()
         assert main(["rl", "evaluate", str(tmp_path / "run"), "--episodes", "1"]) == 0
-        told = f"not finished: {tmp_path / 'run'} has no result.json; its model is that of its last checkpoint\n"
+        told = f"not finished: {tmp_path / 'run'} has no result.json; its model is the one that it saved last\n"
         assert (told in capsys.readouterr().out) != finished
 
 
@@ -116,6 +117,14 @@ def test_references_are_of_the_same_environment(data, monkeypatch):
         monkeypatch.setattr(jobs, "check_fits", lambda *arguments: None)  # the toy data are of no Walker
         facts = json.loads(jobs.OfflineJob(OfflineConfig(str(data), asked), None).files()["policy.json"])
         assert (facts["env"], facts["references"]) == (env, references)
+
+
+def test_data_that_are_downloaded_now_tell_their_environment(data, monkeypatch):
+    load, there = rl_task.load_episodes, []
+    monkeypatch.setattr(rl_task, "load_episodes", lambda source: there.append(source) or load(source))
+    monkeypatch.setattr(jobs, "named_env", lambda source: "Walker2d-v5" if there else None)
+    facts = json.loads(jobs.OfflineJob(OfflineConfig(str(data)), None).files()["policy.json"])
+    assert facts["env"] == "Walker2d-v5"
 
 
 def test_data_of_another_environment_are_refused(data, tmp_path, monkeypatch, capsys):

@@ -204,7 +204,7 @@ def main(arguments: list[str]) -> int:
     policy = Policy.load(given.run, target=given.targets[0] if given.targets else None)
     env_id = environment(given.env, policy)
     if (given.run / "train.json").is_file() and not (given.run / "result.json").is_file():
-        _say(f"not finished: {given.run} has no result.json; its model is that of its last checkpoint")
+        _say(f"not finished: {given.run} has no result.json; its model is the one that it saved last")
     known = policy.facts.references if env_id == policy.facts.env else {}
     outcomes: list[dict[str, Any]] = []
     times: list[dict[str, Any]] = []

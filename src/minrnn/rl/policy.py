@@ -235,6 +235,9 @@ class Policy:
         taken = None if previous_action is None else np.asarray(previous_action)
         if taken is not None:
             taken = taken[None] if single and taken.ndim == 1 else taken
+            begins = self._begins if self._count else np.ones(len(rows), bool)
+            if taken.shape == (len(rows), self.action_size):
+                taken = np.where(begins[:, None], 0, taken)
             if taken.shape != (len(rows), self.action_size) or not _finite(taken).all():
                 raise ValueError(
                     f"Policy: previous_action must be finite numbers (N, A) = ({len(rows)}, {self.action_size}), got "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from minrnn._config import check_at_least, check_types
+from minrnn._shapes import accumulate_dtype
 from minrnn.models import BackboneConfig
 from minrnn.rl.decision import DecisionConfig, DecisionModel, Layout, Scales, Trajectory
 from minrnn.rl.episodes import Episodes, blocks
@@ -121,8 +122,22 @@ class OfflineTask:
             raise ValueError(f"data: {config.data} must have at least 2 episodes, one of them to hold out, got {count}")
         order = np.random.default_rng(0).permutation(count)
         held = max(1, round(HELD_OUT * count))
-        self.held_out, self.train = np.sort(order[:held]), np.sort(order[held:])
+        self.held_out = np.sort(order[:held])
+        # Sources that are joined may share episodes.
+        known = set(map(self._beginning, self.held_out))
+        others = np.sort(order[held:])
+        self.train = others[[self._beginning(each) not in known for each in others]]
+        if not len(self.train):
+            raise ValueError(f"data: {config.data} must have at least 2 different episodes, got {count} that are alike")
         self._ends = np.cumsum(self.episodes.lengths[self.train])  # where the training steps are numbered through
+
+    def _beginning(self, episode: int) -> bytes:
+        """What tells an episode from others: its rewards, its first observation and action."""
+        data = self.episodes
+        start, length = int(data.starts[episode]), int(data.lengths[episode])
+        first = slice(start, start + 1)
+        parts = data.rewards[start : start + length], data.observations[first], data.actions[first]
+        return b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
 
     def make_model(self, backbone: BackboneConfig) -> DecisionModel:
         """A decision model for these data, with their scales."""
@@ -165,8 +180,8 @@ class OfflineTask:
 
     def loss(self, model: Model, batch: Windows) -> Tensor:
         """Mean squared error over the steps that are there and the numbers of an action."""
-        actions, _ = model(batch.trajectory)
-        return (actions[batch.there].float() - batch.actions[batch.there].float()).square().mean()
+        actions = model(batch.trajectory)[0][batch.there]
+        return (actions.to(accumulate_dtype(actions.dtype)) - batch.actions[batch.there]).square().mean()
 
     @torch.no_grad()
     def evaluate(self, model: Model, *, device: torch.device | str = "cpu") -> dict[str, float]:

@@ -36,7 +36,7 @@ class TrainConfig:
         keep: which model is saved: that of the last step, or the best, by held-out loss
         seed: of the weights, the batches and dropout
         precision: bf16-mixed is bfloat16 autocast of float32 weights, and float32 on a processor without kernels for it
-        devices: processes that share a batch, one device each
+        devices: processes that share a batch, one device each; offline, each averages over the steps of its own windows
     """
 
     steps: int = 2700

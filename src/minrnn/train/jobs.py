@@ -120,6 +120,7 @@ class OfflineJob:
     """
 
     def __init__(self, config: OfflineConfig, run: Path | None) -> None:
+        self.task = OfflineTask(config)  # first: what is downloaded now tells its environment then
         asked, named = config.env, named_env(config.data)
         parts = [(part, of) for part in split(config.data) if (of := named_env(part) or family(Path(part).name))]
         for part, of in parts:
@@ -127,7 +128,6 @@ class OfflineJob:
                 raise ValueError(f"env must be a version of {of}, of which {part} is, got {asked}")
             if _differ(parts[0][1], of):
                 raise ValueError(f"data must be of one environment, got {' of '.join(parts[0])} and {part} of {of}")
-        self.task = OfflineTask(config)
         if asked:
             check_fits(asked, self.task.episodes.observation_size, self.task.episodes.action_size)
         # Returns that were measured in another version are no references in this one.

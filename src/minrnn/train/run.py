@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from minrnn._console import say
-from minrnn._files import replace_files
+from minrnn._files import locked, replace_files
 from minrnn.models import SequenceModel, load_model, save
 from minrnn.train.config import RunConfig, TrainConfig
 from minrnn.train.curve import draw_curve
@@ -20,6 +21,8 @@ from minrnn.train.fit import fit
 from minrnn.train.jobs import JOBS, Job
 from minrnn.train.module import Journal
 from minrnn.train.progress import make_console
+
+LOCK = ".lock"  # in the directory of a run, while a process is at it
 
 
 def train(
@@ -47,9 +50,8 @@ def train(
     """
     console = console or make_console()
     main_process = rank_zero_only.rank == 0  # Lightning starts the others with this same call
-    if main_process and not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        how = ": --resume goes on with its run" if (out / "train.json").exists() else ", and has no run to resume"
-        raise ValueError(f"train: --out must be a new directory, got {out}, which exists{how}")
+    if main_process and not resume:
+        _check_new(out)
     job: Job = JOBS[type(config.task)](config.task, out if resume else None)
     stored = RunConfig.of_run(out) if resume else None
     noted = dataclasses.replace(stored or config, task=job.noted())
@@ -57,24 +59,36 @@ def train(
     model = job.make_model(config.backbone)
     if config.train.precision == "64-true":
         model.double()  # now: Lightning does so after it has read the checkpoint, and would round that
-    if main_process and noted != stored:  # a new run, or one whose data have moved
-        out.mkdir(parents=True, exist_ok=True)
-        files = {**job.files(), "train.json": json.dumps(noted.to_dict(), indent=2) + "\n"}
-        replace_files({out / name: content.encode() for name, content in files.items()})
-        if not resume:
-            save(model, out)  # last: a run that is killed before it has what a resume needs
-    say(console, f"{config.backbone.mixer}, {_parameters(model):,} parameters, in {out}")
-    say(console, job.about())
-    try:
-        journal = fit(model, job.task, config.train, out, console)
-    except ValueError:
-        if main_process and not resume and not (out / CHECKPOINT).exists():
-            with contextlib.suppress(OSError):  # a directory that is mounted, or somebody's own, may stay, but empty
-                for path in out.iterdir():  # there is nothing to go on from, and a second try needs a new directory
-                    path.unlink()
-                out.rmdir()
-        raise
-    return _finish(load_model(out, type(model)), job, config.train, journal, console) if main_process else {}
+    # Of two processes, such as a job and the one that was queued in its place, the second waits.
+    with locked(out / LOCK, partial(say, console)) if main_process else contextlib.nullcontext():
+        if main_process and not resume:
+            _check_new(out)
+        if main_process and noted != stored:  # a new run, or one whose data have moved
+            files = {**job.files(), "train.json": json.dumps(noted.to_dict(), indent=2) + "\n"}
+            replace_files({out / name: content.encode() for name, content in files.items()})
+            if not resume:
+                save(model, out)  # last: a run that is killed before it has what a resume needs
+        say(console, f"{config.backbone.mixer}, {_parameters(model):,} parameters, in {out}")
+        say(console, job.about())
+        try:
+            journal = fit(model, job.task, config.train, out, console)
+        except ValueError:
+            if main_process and not resume and not (out / CHECKPOINT).exists():
+                # There is nothing to go on from, and a second try needs a new directory; one that is mounted, or
+                # somebody's own, may stay, but empty.
+                with contextlib.suppress(OSError):
+                    for path in out.iterdir():
+                        path.unlink()
+                    out.rmdir()
+            raise
+        return _finish(load_model(out, type(model)), job, config.train, journal, console) if main_process else {}
+
+
+def _check_new(out: Path) -> None:
+    """Raise ValueError if there is something at `out`, but for an empty directory."""
+    if out.exists() and (not out.is_dir() or any(path.name != LOCK for path in out.iterdir())):
+        how = ": --resume goes on with its run" if (out / "train.json").exists() else ", and has no run to resume"
+        raise ValueError(f"train: --out must be a new directory, got {out}, which exists{how}")
 
 
 def _finish(model: SequenceModel, job: Job, config: TrainConfig, journal: Journal, console: Console) -> dict[str, Any]:
