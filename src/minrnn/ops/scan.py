@@ -41,9 +41,9 @@ def linear_scan(
 
     Numerics: linear space, the state in float32 for 16-bit input and in the input's dtype otherwise; deterministic, and
     except in plain PyTorch, bitwise independent of the batch and of how the work is spread over threads or a GPU. A
-    product of coefficients that overflows on the way is not rescued: it may give NaN where h itself would be finite,
-    and which products are formed depends on backend and width. (Coefficients of at most 1, as all gates give, have
-    none.)
+    product of coefficients that overflows on the way is not rescued: it may give NaN where h itself would be finite, as
+    one that underflows may beside an infinite state; which products are formed depends on backend and width.
+    (Coefficients of at most 1, as all gates give, do not overflow.)
 
     Raises:
         TypeError: an argument is not a tensor, or has another dtype than wanted.
