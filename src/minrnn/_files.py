@@ -45,12 +45,12 @@ def locked(lock: Path, say: Callable[[str], object]) -> Iterator[None]:
         lock: made with its directory, and removed at the end.
         say: told when there is something to wait for.
     """
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
     except ModuleNotFoundError:
         yield
         return
-    lock.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with lock.open("w") as file:
             try:

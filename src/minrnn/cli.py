@@ -152,15 +152,10 @@ def _presets() -> dict[str, Path]:
 
 def _config_first(arguments: list[str]) -> list[str]:
     """Files first, whose keys the others, wherever they stand, override."""
-    files: list[str] = []
-    others: list[str] = []
-    rest = iter(arguments)
-    for each in rest:
-        if each == "--config":
-            files += [each, *itertools.islice(rest, 1)]
-        else:
-            (files if each.startswith("--config=") else others).append(each)
-    return files + others
+    parser = argparse.ArgumentParser("minrnn train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append", default=[])
+    given, others = parser.parse_known_args(arguments)
+    return [*(f"--config={each}" for each in given.config), *others]
 
 
 def _task_of(arguments: list[str], presets: Mapping[str, Path]) -> str:

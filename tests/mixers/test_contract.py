@@ -296,6 +296,23 @@ def test_an_adapter_acts_as_its_weights_would(name, part):
     assert layer.up.grad is not None and layer.up.grad.any()
 
 
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "part"), [("aaren", "key"), ("mlstm", "gates"), ("gru", "rnn"), ("lstm", "rnn")])
+def test_parametrized_layers_follow_what_they_are_made_from(name, part, dtype):
+    mixer, x = make(name, dtype), series(2, 30, dtype)
+    weight = "weight_hh_l0" if part == "rnn" else "weight"
+    made = copy.deepcopy(mixer)
+    parametrize.register_parametrization(getattr(made, part), weight, Doubled())
+    with torch.no_grad():
+        getattr(getattr(mixer, part), weight).mul_(2)
+    assert torch.equal(made(x)[0], mixer(x)[0])
+
+
 @pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize(("name", "part"), [("aaren", "key"), ("mlstm", "gates"), ("gru", "rnn"), ("lstm", "rnn")])
 def test_pruned_layers_follow_what_they_are_made_from(name, part, resets):

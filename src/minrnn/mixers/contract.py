@@ -180,9 +180,10 @@ def check_state(caller: str, state: object, kind: type, like: Tensor | None = No
 
 
 def plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer is what its weights say, so that they may be read and it need not be called: no adapter that
-    wraps it, no hook, such as pruning's."""
-    return type(layer) is kind and not (layer._forward_pre_hooks or layer._forward_hooks)
+    """Whether a layer is what its weights say, so that they may be read and it need not be called: no adapter with a
+    forward of its own, no hook, such as pruning's. (A parametrization acts on reading.)"""
+    own = getattr(layer.forward, "__func__", None) is kind.forward
+    return own and not (layer._forward_pre_hooks or layer._forward_hooks)
 
 
 def scaled(width: int, factor: float) -> float:

@@ -32,11 +32,11 @@ def save(model: SequenceModel, run: str | os.PathLike[str]) -> None:
     model = getattr(model, "_orig_mod", model)
     with torch.device("meta"):
         wanted = type(model)(model.config).state_dict().keys()
-    if odd := sorted(wanted ^ model.state_dict().keys()):
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    if odd := sorted(wanted ^ weights.keys()):
         raise ValueError(f"save: model must have the weights that its config makes, got others: {', '.join(odd)}")
     folder = Path(run)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     config = json.dumps(model.config.to_dict(), indent=2) + "\n"
     replace_files(
         {

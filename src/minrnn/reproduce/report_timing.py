@@ -202,9 +202,8 @@ def _weights(found: Sequence[Found]) -> Iterator[str]:
     sizes: dict[str, dict[str, int]] = {}
     for each in found:
         for point in each.record.get("points", ()):
-            sizes.setdefault(f" at width {point['width']}" if "width" in point else "", {})[point["system"]] = point[
-                "parameters"
-            ]
+            width = f" at width {point['width']}" if "width" in point else ""
+            sizes.setdefault(width, {})[point["system"]] = point["parameters"]
     for width, systems in sizes.items():
         yield f"Weights{width}: {', '.join(f'{system} {count:,}' for system, count in systems.items())}."
 
