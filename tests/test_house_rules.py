@@ -8,6 +8,7 @@ import importlib
 import inspect
 import json
 import re
+import statistics
 import string
 import subprocess
 import sys
@@ -196,6 +197,26 @@ def test_the_readmes_figures_are_those_of_the_committed_runs():
         for run in (runs[key] for key in keys):
             assert f"{run['held_out']:.3f}" in readme
             assert f"{run['seconds']:.0f} s" in readme
+
+
+def test_the_readmes_copying_is_that_of_the_committed_cells():
+    from minrnn.reproduce.page import shown, stdev
+    from minrnn.reproduce.published import PUBLISHED
+
+    readme, found = (ROOT / "README.md").read_text(encoding="utf-8"), {}
+    for path in (ROOT / "results" / "laptop" / "copying").glob("*.json"):
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        _, columns = found.setdefault(cell["system"], (cell["parameters"], {}))
+        columns.setdefault(cell["column"], []).append(100 * cell["result"]["accuracy"])
+    plain = "minRNN's convention"
+    order = [f"{plain}{more}" for more in ("", ", learning rate 0.01", ", 256 positions, learning rate 0.01")]
+    for system, (weights, columns) in found.items():
+        values = [columns.get(column, []) for column in (f"{plain}, learning rate 0.001", *order)]
+        cells = [shown(statistics.mean(each), stdev(each), 1) if each else "" for each in values]
+        paper = PUBLISHED["copying"].get((system, plain))
+        cells.append(str(paper.value) if paper and system != "minLSTM unnormalized" else "")
+        assert f"| {system} | {weights:,} | {' | '.join(cells)} |" in readme
+    assert len(found) == 13
 
 
 def test_the_readmes_mixers_are_those_of_the_table_and_of_the_committed_run():

@@ -33,6 +33,7 @@ def gather(device: str = "cpu") -> dict[str, object]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "numpy": _version("numpy"),
         "minrnn": minrnn.__version__,
         "commit": _commit(),
         "peers": {name: version for name in PEERS if (version := _version(name))},

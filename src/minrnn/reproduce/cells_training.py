@@ -261,9 +261,15 @@ def formal(scale: Scale) -> Iterable[Cell]:
         **{name: {**backbone, **around, **_NORM[scale]} for name, backbone in _minimal(scale).items()},
     }
     systems = {name: {**shape, **backbone} for name, backbone in systems.items()}
+    # Two settings of the minimal RNNs are published: the paper's text's, and that of a copy of the released code.
+    copied = {name: {**systems[name], "conv": 0} for name in _minimal(scale)}
+    halves = {"batch_size": task["batch_size"] // 2, "examination": 2 * task["examination"]}
+    seeds = 3 if scale == "paper" else 1
     for language in LANGUAGES:
         words = {**task, "language": language}
-        yield from _training("formal", 3 if scale == "paper" else 1, words, train, systems, language)
+        yield from _training("formal", seeds, words, train, systems, language)
+        column = f"{language}, without convolution"
+        yield from _training("formal", seeds, {**words, **halves}, {**train, "weight_decay": 0.05}, copied, column)
 
 
 def listops(scale: Scale) -> Iterable[Cell]:

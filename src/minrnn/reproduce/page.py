@@ -10,6 +10,10 @@ from minrnn.reproduce.published import Key
 
 State = Literal["done", "failed", "refused", "not finished", "missing"]
 STATES: tuple[State, ...] = get_args(State)
+APART = (
+    "Told apart is what differs by more than twice the standard error of the difference, over what is evaluated and "
+    "over seeds, whose deviation is pooled over the systems of a table."
+)
 ONE_SEED = "Where a system has one seed, its spread over seeds is unknown."
 
 

@@ -8,6 +8,7 @@ from minrnn.reproduce.cells_rl import BEHAVIOUR
 from minrnn.reproduce.estimates import Estimate, pooled
 from minrnn.reproduce.experiments import Experiment
 from minrnn.reproduce.page import (
+    APART,
     ONE_SEED,
     Findings,
     Found,
@@ -160,6 +161,7 @@ def _sentences(places: Mapping[Key, Sequence[Found]]) -> list[str]:
     return [
         "Data sets on which a system's return is above that of the policy behind them, acting without its noise / "
         f"cannot be told from it / is below it: {', '.join(told)}.",
+        APART,
         *([ONE_SEED] if of_one else []),
     ]
 

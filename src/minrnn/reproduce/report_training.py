@@ -12,6 +12,7 @@ from minrnn.reproduce.cells_training import task_of
 from minrnn.reproduce.estimates import Estimate, pooled
 from minrnn.reproduce.experiments import Experiment
 from minrnn.reproduce.page import (
+    APART,
     ONE_SEED,
     Figure,
     Findings,
@@ -53,7 +54,7 @@ METRICS = {
         "held-out loss, nats", "best", "held_out", 1.0, 3, 0.5,
     ),
 }  # fmt: skip
-SOLVED = 99  # %: what counts as having learned a task
+SOLVED = 99  # %, as it is shown: what counts as having learned a task
 
 
 def summarize(name: str, experiment: Experiment, found: Sequence[Found], published: Mapping[Key, Number]) -> Findings:
@@ -87,6 +88,7 @@ def summarize(name: str, experiment: Experiment, found: Sequence[Found], publish
         drawn = [Figure(name, caption, figures.draw(name, f"{experiment.title}: {metric.axis}", panels, "step"))]
     if experiment.along == "systems":
         told = list(_sentences(columns, places, published, metric, eval_sets))
+        told += [APART] if told and eval_sets else []
         if told and any(len(_values(seeds, metric)) == 1 for seeds in places.values()):
             told.append(ONE_SEED)
     else:
@@ -245,7 +247,7 @@ def _best_and_worst(values: Mapping[str, Sequence[float]], metric: Metric, eval_
     if not low.apart(high, metric.digits):
         told = f"no significant difference ({span})" if len(estimates) > 1 else named(high)
     best_first = sorted(estimates.items(), key=lambda item: -item[1].mean)
-    solved = [system for system, each in best_first if each.mean >= SOLVED]
+    solved = [system for system, each in best_first if round(each.mean, metric.digits) >= SOLVED]
     names = ", ".join(solved) if len(solved) < len(estimates) else "all"
     return f"{told}; {SOLVED} % or more: {names}" if solved else told
 
