@@ -27,6 +27,7 @@ ORDER = ("_shapes", "ops", "layers", "mixers", "models", "tasks", "rl", "train",
 LEVEL = {
     "_config": "_shapes",
     "_files": "_shapes",
+    "_extras": "_shapes",
     "_console": "_shapes",
     "_gated": "layers",
     "_stack": "layers",

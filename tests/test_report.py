@@ -113,7 +113,7 @@ def test_cells_without_a_result_are_shown_as_what_they_are(layers, tmp_path):
     assert found[2][2] == "6 done, 4 failed, 1 refused, 1 not finished, 15 missing"
     assert r"- layers/minlstm-1-layer-2 failed: ValueError: \<b\>no \| room\</b\>" in page
     assert "layers/minlstm-1-layer-2 failed: ValueError: &lt;b&gt;no | room&lt;/b&gt;" in html
-    assert re.search(r"refused: .*2-layers-0.json must be a cell with config.train.steps = 2000, got 1", html)
+    assert re.search(r"refused: .*2-layers-0.json must be of a cell with config.train.steps = 2000, got 1", html)
 
 
 def test_machines_and_commits_that_differ_are_told_apart(layers, tmp_path):
@@ -129,9 +129,11 @@ def test_machines_and_commits_that_differ_are_told_apart(layers, tmp_path):
     gpu, fallen_back = report._origins(found)
     assert "(an installed copy)" in gpu and "; GPU Y, bf16-mixed, 2 threads" in gpu
     assert "; CPU X (AVX2), 2 cores, 32-true, 2 threads" in fallen_back
-    early = [FACTS | {"cpu_capability": "AVX512", "bf16_instructions": True}, FACTS]
-    (resumed,) = report._origins([Found(cell, "done", {"facts": FACTS, "earlier_sessions": early})])
-    assert "2 threads, begun by commit 0123456789ab (AVX512, with bfloat16 instructions), Linux 6" in resumed
+    here = {"facts": FACTS, "precision": "32-true"}
+    early = [FACTS | {"cpu_capability": "AVX512", "precision": "bf16-mixed"}, FACTS | {"precision": "32-true"}]
+    (resumed,) = report._origins([Found(cell, "done", {**here, "earlier_sessions": early})])
+    begun = "minrnn 0.1.0 (commit 0123456789ab), torch 2.13.0, Python 3.11.9; CPU X (AVX512), 2 cores, bf16-mixed"
+    assert f"32-true, 2 threads, Linux 6; begun by {begun}, 2 threads, Linux 6; 1 cell" in resumed
 
 
 def test_memory_of_another_run_is_told():

@@ -21,7 +21,7 @@ import minrnn
 from conftest import QUIET
 from minrnn.bench import facts
 from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig
-from minrnn.reproduce import worker
+from minrnn.reproduce import runner, worker
 from minrnn.reproduce.cells import SCALES, Cell, Results, with_defaults
 from minrnn.reproduce.experiments import EXPERIMENTS, cells
 from minrnn.reproduce.measure_training import make_task, train
@@ -121,7 +121,7 @@ def test_results_of_another_config_or_version_are_not_mixed(tmp_path, monkeypatc
     results.write(cell(), {"result": {"held_out": 1.0}, "seconds": 1.0, "facts": {}})
     assert results.read(cell())["result"] == {"held_out": 1.0}
     with pytest.raises(
-        ValueError, match=r"must be a cell with config.train.lr = 0.5, got 0.001: results are not mixed"
+        ValueError, match=r"must be of a cell with config.train.lr = 0.5, got 0.001: results are not mixed"
     ):
         run([cell(lr=0.5)], results, console=QUIET)
     with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"with minrnn = '9', got"):
@@ -203,27 +203,80 @@ def test_a_process_that_ends_after_its_cell_loses_nothing(tmp_path, monkeypatch)
     assert run([cell()], results, console=QUIET)[0]["result"] == {"held_out": 1.0}
 
 
-def children():
-    """Worker processes of this one."""
-    found = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in found.stdout.split()]
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_killed_worker_loses_only_its_own_cell(jobs, tmp_path, monkeypatch):
+    results = Results(tmp_path)
+    wanted = [cell(steps=100_000, save_every=100_000), *(cell(seed, steps=400) for seed in (1, 2, 3))]
+    at_work = {}
 
+    class Seen(runner._Server):
+        def _measure(self, cell):
+            at_work[cell.name] = self
+            super()._measure(cell)
 
-def test_a_killed_worker_loses_only_its_own_cell(tmp_path):
-    results, wanted = Results(tmp_path), [cell(steps=100_000, save_every=100_000), cell(1)]
-    before = set(children())
+    monkeypatch.setattr(runner, "_Server", Seen)
 
     def kill():
         while not results.work(wanted[0]).joinpath("metrics.jsonl").exists():
             time.sleep(0.05)
-        for pid in set(children()) - before:
-            os.kill(pid, signal.SIGKILL)
+        at_work[wanted[0].name].worker.kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
-    records = run(wanted, results, console=QUIET)
+    records = run(wanted, results, jobs=jobs, console=QUIET)
     killer.join()
-    assert records[0]["error"] == "its process ended by SIGKILL" and records[1]["result"]["step"] == 40
+    assert records[0]["error"] == "its process ended by SIGKILL"
+    assert [record["result"]["step"] for record in records[1:]] == [400, 400, 400]
+
+
+def test_a_worker_killed_between_two_cells_loses_none(tmp_path, monkeypatch):
+    measure = runner._Server._measure
+
+    def then_kill(self, cell):
+        measure(self, cell)
+        self.worker.kill()
+        self.worker.wait()
+
+    monkeypatch.setattr(runner._Server, "_measure", then_kill)
+    records = run([cell(steps=2), cell(1, steps=2)], Results(tmp_path), console=QUIET)
+    assert [record["result"]["step"] for record in records] == [2, 2]
+
+
+def test_what_measures_time_is_measured_alone_and_with_all_threads(tmp_path, monkeypatch):
+    served = []
+    monkeypatch.setattr(runner, "_serve", lambda cells, jobs, *_: served.append(({each.name for each in cells}, jobs)))
+    trained, timed = cells(["layers", "lm"], "smoke"), cells(["speed", "inference"], "smoke")
+    timed += [each for each in cells(["rl"], "smoke") if each.system == "all"]
+    run([*trained, *timed], Results(tmp_path), jobs=3, console=QUIET)
+    assert served == [({each.name for each in timed}, 1), ({each.name for each in trained}, 3)]
+
+
+def test_threads_do_not_depend_on_how_many_cells_are_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    (record,) = run([cell(steps=2)], Results(tmp_path), jobs=2, console=QUIET)
+    assert record["facts"]["threads"] == 2
+
+
+def test_a_worker_whose_parent_is_gone_ends_without_a_record(tmp_path):
+    long = cell(steps=100_000, save_every=100_000)
+    command = [sys.executable, "-m", "minrnn.reproduce.worker", str(tmp_path), "1", ""]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process.stdin.write(json.dumps(dataclasses.asdict(long)) + "\n")
+    process.stdin.close()
+    assert process.stdout.readline()
+    process.stdout.close()  # as when a kill -9 has ended who reads it
+    assert process.wait(timeout=60) == 1
+    assert not Results(tmp_path).path(long).exists()
+
+
+def test_what_is_not_installed_is_named_with_its_extra(tmp_path, monkeypatch):
+    def needs(*_):
+        raise ModuleNotFoundError("No module named 'gymnasium'", name="gymnasium")
+
+    monkeypatch.setitem(worker.MEASURES, "training", needs)
+    worker.measure(cell(), Results(tmp_path), None, QUIET)
+    wanted = "ModuleNotFoundError: needs gymnasium, which is not installed: pip install minrnn[rl]"
+    assert Results(tmp_path).read(cell())["error"] == wanted
 
 
 def test_ctrl_c_keeps_what_is_finished_and_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -260,26 +313,28 @@ except KeyboardInterrupt:
     assert [measured(each) for each in records] == [measured(each) for each in whole]
 
 
-def test_a_checkpoint_of_another_config_is_thrown_away(tmp_path):
-    train(cell(), tmp_path, None, QUIET)
-    other = cell(lr=2e-3)
-    fresh = train(other, tmp_path / "fresh", None, QUIET)
-    assert measured(train(other, tmp_path, None, QUIET)) == measured(fresh)
-
-
-def test_a_checkpoint_of_another_version_is_thrown_away(tmp_path, monkeypatch):
-    first = train(cell(), tmp_path, None, QUIET)
-    (tmp_path / "mark").touch()
-    assert measured(train(cell(), tmp_path, None, QUIET)) == measured(first) and (tmp_path / "mark").exists()
-    monkeypatch.setattr(minrnn, "__version__", "9")
-    assert measured(train(cell(), tmp_path, None, QUIET)) == measured(first) and not (tmp_path / "mark").exists()
+def test_a_checkpoint_of_another_config_or_version_is_not_mixed(tmp_path, monkeypatch):
+    results = Results(tmp_path)
+    work = results.work(cell())
+    first = train(cell(), work, None, QUIET)
+    (work / "mark").touch()
+    other = r"cell.json must be of a cell with train.lr = 0.002, got 0.001: results are not mixed"
+    for measure in (lambda each: train(each, work, None, QUIET), lambda each: run([each], results, console=QUIET)):
+        with pytest.raises(ValueError, match=other):
+            measure(cell(lr=2e-3))
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"cell.json .* minrnn = '9', got"):
+        patch.setattr(minrnn, "__version__", "9")
+        results.read(cell())
+    assert measured(train(cell(), work, None, QUIET)) == measured(first) and (work / "mark").exists()
+    (work / "cell.json").write_text("{torn")  # whose checkpoint it is, nobody knows
+    assert measured(train(cell(), work, None, QUIET)) == measured(first) and not (work / "mark").exists()
 
 
 def test_sessions_that_were_cut_off_are_named(tmp_path):
     """Those whose checkpoint was gone on from, not those that left none."""
     assert train(cell(), tmp_path, None, QUIET)["earlier_sessions"] == []
     again = train(cell(), tmp_path, None, QUIET)["earlier_sessions"]
-    assert [session["threads"] for session in again] == [torch.get_num_threads()]
+    assert [(each["threads"], each["precision"]) for each in again] == [(torch.get_num_threads(), "32-true")]
     (tmp_path / "checkpoint.pt").unlink()
     assert train(cell(), tmp_path, None, QUIET)["earlier_sessions"] == []
 
@@ -290,6 +345,16 @@ def test_a_torn_checkpoint_fails_once(tmp_path):
     with pytest.raises(ValueError, match=r"checkpoint.pt is torn"):
         train(cell(), tmp_path, None, QUIET)
     assert measured(train(cell(), tmp_path, None, QUIET)) == measured(whole)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_kept(tmp_path):
+    """What is wrong is the disk, not the file."""
+    train(cell(), tmp_path, None, QUIET)
+    (tmp_path / "checkpoint.pt").unlink()
+    (tmp_path / "checkpoint.pt").mkdir()
+    with pytest.raises(IsADirectoryError):
+        train(cell(), tmp_path, None, QUIET)
+    assert (tmp_path / "checkpoint.pt").exists()
 
 
 def test_patience_ends_a_run_only_where_the_loss_was_measured(tmp_path):

@@ -9,6 +9,8 @@ import time
 import pytest
 
 from minrnn import cli
+from minrnn.reproduce.cells import Results
+from minrnn.reproduce.experiments import cells
 
 
 @pytest.mark.parametrize(
@@ -31,18 +33,30 @@ def test_bad_arguments_are_named(arguments, match, capsys):
     assert stop.value.code == 2 and re.search(match, capsys.readouterr().err)
 
 
-def test_sigterm_saves_what_is_at_work_and_leaves_no_process(tmp_path):
-    """As a batch system ends a job."""
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_what_is_at_work_is_saved_and_no_process_is_left(signum, tmp_path):
+    """As a batch system ends a job, or a terminal that goes away."""
     command = [sys.executable, "-m", "minrnn.cli", "reproduce", "layers", "--systems", "minGRU", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     work = tmp_path / "work" / "layers" / "mingru-1-layer-0"
     while not (work / "metrics.jsonl").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    process.terminate()
+    process.send_signal(signum)
     process.communicate(timeout=60)  # the pipe is closed: the worker has ended too
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + signum
     assert (work / "checkpoint.pt").exists() and not (tmp_path / "layers").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--report"], ["listops"]])
+def test_the_folder_of_another_scale_is_left_alone(arguments, tmp_path, capsys):
+    results = Results(tmp_path)
+    for cell in cells(["layers"], "smoke"):
+        results.write(cell, {"result": {}, "seconds": 1.0, "facts": {}})
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["reproduce", *arguments, "--out", str(tmp_path)])
+    assert stop.value.code == 2 and "results are not mixed" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["layers"]
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch, capsys):

@@ -14,6 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from minrnn._extras import how_to_install
+
 USAGE = """\
 usage: minrnn COMMAND ...
 
@@ -27,7 +29,6 @@ usage: minrnn COMMAND ...
 
 `minrnn COMMAND --help` tells more about each.
 """
-OF_RL = ("gymnasium", "mujoco", "minari", "h5py", "stable_baselines3", "sb3_contrib", "imageio")
 STOPPED = 130  # as shells report a process that Ctrl-C ended
 
 
@@ -46,10 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[name](arguments)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("minrnn", "torch"):
+        if (reason := how_to_install(error)) is None:
             raise
-        extra = "rl" if (error.name or "").partition(".")[0] in OF_RL else "train"
-        return _fail(name, f"needs {error.name}, which is not installed: pip install minrnn[{extra}]")
+        return _fail(name, reason)
     except BrokenPipeError:  # whoever read the output has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -6,6 +6,7 @@ with the checkpoint of each that has not, beside a lock of whoever is at work on
 
 import json
 import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,6 +27,7 @@ SCALES: tuple[Scale, ...] = get_args(Scale)
 Settings = dict[str, Any]  # plain values, of JSON
 
 FORMAT = 1  # of a cell's file
+BEGUN = "cell.json"  # of a cell that has not ended: what it is trained with
 DONE = "\x04"  # what a worker process says at the end of a cell
 
 
@@ -97,24 +99,13 @@ class Results:
         """What was measured, or why it failed; None where there is nothing, or a file that is torn or has neither.
 
         Raises:
-            ValueError: the file is of another version, or of the same cell with another config.
+            ValueError: the file, or what is at work on the cell, is of another version, or of the same cell with
+                another config.
         """
-        path = self.path(cell)
-        try:
-            record = json.loads(path.read_bytes())
-        except (FileNotFoundError, ValueError):
-            return None
-        kept = record if isinstance(record, dict) else {}
-        wanted = {"format": FORMAT, "minrnn": minrnn.__version__, **json.loads(json.dumps(asdict(cell)))}
-        if other := [name for name, value in wanted.items() if kept.get(name) != value]:
-            name, got, want = _difference(
-                {each: kept.get(each) for each in other}, {each: wanted[each] for each in other}
-            )
-            raise ValueError(
-                f"{path} must be a cell with {name} = {want!r}, got {got!r}: results are not "
-                "mixed; move them away, or choose another folder with --out"
-            )
-        return record if "facts" in record and record.keys() & {"error", "seconds"} else None
+        version = {"minrnn": minrnn.__version__}
+        read_same(self.work(cell) / BEGUN, {**version, **cell.config})
+        record = read_same(self.path(cell), {"format": FORMAT, **version, **asdict(cell)})
+        return record if record and "facts" in record and record.keys() & {"error", "seconds"} else None
 
     def write(self, cell: Cell, record: dict[str, Any]) -> None:
         """Put `record` into the file of a cell, beside what the cell is."""
@@ -122,6 +113,26 @@ class Results:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"format": FORMAT, "minrnn": minrnn.__version__, **asdict(cell), **record}
         replace_files({path: (json.dumps(content, indent=1) + "\n").encode()})
+
+
+def read_same(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The table in a file of JSON, None if there is none, or the file is torn.
+
+    Raises:
+        ValueError: it has not all entries of `wanted`.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    table, wanted = found if isinstance(found, dict) else {}, json.loads(json.dumps(wanted))
+    if other := {name: value for name, value in wanted.items() if table.get(name) != value}:
+        name, got, want = _difference({each: table.get(each) for each in other}, other)
+        raise ValueError(
+            f"{path} must be of a cell with {name} = {want!r}, got {got!r}: results are not mixed; move them away, or "
+            "choose another folder with --out"
+        )
+    return table
 
 
 def _difference(kept: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, Any, Any]:

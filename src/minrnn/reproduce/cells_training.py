@@ -268,7 +268,7 @@ def formal(scale: Scale) -> Iterable[Cell]:
     for language in LANGUAGES:
         words = {**task, "language": language}
         yield from _training("formal", seeds, words, train, systems, language)
-        column = f"{language}, without convolution"
+        column = f"{language} without convolution"
         yield from _training("formal", seeds, {**words, **halves}, {**train, "weight_decay": 0.05}, copied, column)
 
 

@@ -3,6 +3,8 @@
 import argparse
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +13,7 @@ from minrnn._console import say
 from minrnn.reproduce import report
 from minrnn.reproduce.cells import SCALES, Results
 from minrnn.reproduce.experiments import EXPERIMENTS, cells
+from minrnn.reproduce.page import find
 from minrnn.reproduce.runner import run
 
 EPILOG = f"""\
@@ -65,18 +68,33 @@ def main(argv: list[str]) -> int:
             parser.error(f"argument --data: must be a {kind}, got {given.data!r}")
     console = Console()
     out = given.out or Path("results") / given.scale
-    results = Results(out)
+    results, of_scale = Results(out), cells(list(EXPERIMENTS), given.scale)
+    there = [find(results, cell) for cell in of_scale]
+    refused = [each.note for each in there if each.state == "refused"]
+    if refused and not any(each.state == "done" for each in there):  # the folder of another scale
+        parser.error(refused[0])
     failed = 0
     if not given.report:
-        before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))  # as Ctrl-C: all is saved
-        try:
+        with _ended_as_by_ctrl_c():
             records = run(wanted, results, jobs=given.jobs, data=given.data, console=console)
-        finally:
-            signal.signal(signal.SIGTERM, before)
         failed = sum("error" in record for record in records)
     with results.claim("report", console):
-        report.build(results, given.scale, cells(list(EXPERIMENTS), given.scale), out)
+        report.build(results, given.scale, of_scale, out)
     say(console, f"{out / 'report.html'} has the results")
     if failed:
         say(console, f"{failed} cells failed: the report names them; the same command tries them again")
     return 1 if failed else 0
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM, and SIGHUP of a terminal that goes away, end the process by an exception, so that all is saved."""
+    wanted = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {each: handler for each in wanted if (handler := signal.getsignal(each)) != signal.SIG_IGN}  # by nohup
+    for signum in before:
+        signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -13,12 +13,12 @@ from minrnn._files import replace_files
 from minrnn.bench import facts
 from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, SequenceModel
 from minrnn.reproduce import cells_training
-from minrnn.reproduce.cells import Cell, Settings
+from minrnn.reproduce.cells import BEGUN, Cell, Settings, read_same
 from minrnn.tasks import Task, TextConfig, TextTask
 from minrnn.tasks.corpus import DOWNLOADS
 from minrnn.train import TrainConfig
 from minrnn.train.files import CHECKPOINT
-from minrnn.train.fit import fit
+from minrnn.train.fit import fit, used_precision
 
 
 def make_task(config: dict[str, Any], data: str | None = None) -> Any:
@@ -54,26 +54,26 @@ def fitted(
         model: trained in place.
         task: what it learns.
         config: how.
-        work: directory of the checkpoint; one of other settings or another version is thrown away.
+        work: directory of the checkpoint.
         console: where progress is shown.
 
     Returns:
         The `metrics` of each step after which the held-out loss was measured, with the training loss of a step near it;
         the `result`, which is the last of them, and the `best`, by that loss; `parameters`, `seconds`, and the
-        `precision` that was used; the facts of the `earlier_sessions`, those that were cut off.
+        `precision` that was used; the facts and precision of the `earlier_sessions`, those that were cut off.
 
     Raises:
-        ValueError: what is at work is damaged, or the loss is no longer finite; it is thrown away, for another try
-            would end there again.
+        ValueError: what is at work is of other settings or another version; or it is damaged, or the loss is no longer
+            finite: that is thrown away, for another try would end there again.
     """
-    begin, about = work / "cell.json", json.dumps({"minrnn": minrnn.__version__, **settings}).encode()
-    if not begin.exists() or begin.read_bytes() != about:
+    begun, about = work / BEGUN, {"minrnn": minrnn.__version__, **settings}
+    if read_same(begun, about) is None:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        replace_files({begin: about})
     sessions = work / "sessions.json"
     earlier = json.loads(sessions.read_bytes()) if sessions.exists() and (work / CHECKPOINT).exists() else []
-    replace_files({sessions: json.dumps([*earlier, facts.gather()]).encode()})
+    here = {**facts.gather("cuda" if torch.cuda.is_available() else "cpu"), "precision": used_precision(config)}
+    replace_files({begun: json.dumps(about).encode(), sessions: json.dumps([*earlier, here]).encode()})
     try:
         journal = fit(model, task, config, work, console)
     except ValueError:

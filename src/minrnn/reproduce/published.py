@@ -130,7 +130,7 @@ PUBLISHED: dict[str, dict[Key, Number]] = {
     | _table(
         "Table 4",
         EITHER,
-        [f"{language}, without convolution" for language in _LANGUAGES],
+        [f"{language} without convolution" for language in _LANGUAGES],
         dict.fromkeys(("minLSTM", "minLSTM unnormalized"), _MINLSTM_FORMAL),
     ),
     "listops": _table("Table 6", MEMORY, _AROUND[:3], {"minLSTM": _MINLSTM_LISTOPS[:3]})

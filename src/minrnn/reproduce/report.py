@@ -153,24 +153,25 @@ def duration(seconds: float) -> str:
 
 
 def _origins(done: Sequence[Found]) -> list[str]:
-    """Code, versions, machines and their arithmetic, each combination with the number of its cells."""
+    """Where cells come from, each origin with the number of its cells, and with that of what they went on from."""
     origins: dict[str, list[str]] = {}
     for found in done:
-        each, config = found.record["facts"], found.cell.config
-        where = (
-            each["gpu"]["name"] if each["gpu"] else f"{each['cpu']} ({each['cpu_capability']}), {each['cores']} cores"
-        )
+        record, config = found.record, found.cell.config
         asked = config.get("train", config.get("table", {})).get("precision")
-        if precision := found.record.get("precision", asked):
-            where += f", {precision}"
-        where += f", {threads(each['threads'])}"
-        earlier = dict.fromkeys(map(_session, found.record.get("earlier_sessions", ())))
-        earlier.pop(_session(each), None)
-        if earlier:
-            where += f", begun by {' and '.join(earlier)}"
-        versions = f"minrnn {each['minrnn']} ({_commit(each)}), torch {each['torch']}, Python {each['python']}"
-        origins.setdefault(f"{versions}; {where}, {each['system']}", []).append(each["date"])
+        last = _origin(record["facts"], record.get("precision", asked))
+        earlier = dict.fromkeys(_origin(each, each["precision"]) for each in record.get("earlier_sessions", ()))
+        earlier.pop(last, None)
+        text = last + "".join(f"; begun by {each}" for each in earlier)
+        origins.setdefault(text, []).append(record["facts"]["date"])
     return _dated(origins)
+
+
+def _origin(facts: Mapping[str, Any], precision: str | None) -> str:
+    """Code, versions, machine and arithmetic of a process."""
+    cpu = f"{facts['cpu']} ({facts['cpu_capability']}), {facts['cores']} cores"
+    where = [facts["gpu"]["name"] if facts["gpu"] else cpu, *([precision] if precision else [])]
+    versions = f"minrnn {facts['minrnn']} ({_commit(facts)}), torch {facts['torch']}, Python {facts['python']}"
+    return f"{versions}; {', '.join(where)}, {threads(facts['threads'])}, {facts['system']}"
 
 
 def _measured_again(done: Sequence[Found]) -> list[str]:
@@ -187,12 +188,6 @@ def _measured_again(done: Sequence[Found]) -> list[str]:
 
 def _commit(facts: Mapping[str, Any]) -> str:
     return re.sub(r"^(.{12})[0-9a-f]*", r"commit \1", facts["commit"]) if facts["commit"] else "an installed copy"
-
-
-def _session(facts: Mapping[str, Any]) -> str:
-    """What of one process may make the numbers of another others."""
-    bf16 = "with" if facts["bf16_instructions"] else "without"
-    return f"{_commit(facts)} ({facts['cpu_capability']}, {bf16} bfloat16 instructions)"
 
 
 def _dated(origins: Mapping[str, Sequence[str]]) -> list[str]:

@@ -102,7 +102,8 @@ class EvalSet:
 
     Args:
         constant: the accuracy of the best constant answer.
-        questions: how many there are; some have several answers, which makes the errors too large.
+        questions: how many there are. Some have several answers, which makes the errors too large; the words of formal
+            languages share few lengths, which makes them too small.
     """
 
     constant: float

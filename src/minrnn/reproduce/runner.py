@@ -54,10 +54,9 @@ def _serve(cells: Sequence[Cell], jobs: int, results: Results, data: str | None,
     waiting: queue.SimpleQueue[Cell] = queue.SimpleQueue()
     for cell in cells:
         waiting.put(cell)
-    jobs = min(jobs, len(cells))
-    arguments = [str(results.root), str(max(1, torch.get_num_threads() // max(1, jobs))), data or ""]
+    arguments = [str(results.root), str(max(1, torch.get_num_threads() // jobs)), data or ""]
     ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
-    servers = [_Server(arguments, waiting, ended, results, console) for _ in range(jobs)]
+    servers = [_Server(arguments, waiting, ended, results, console) for _ in range(min(jobs, len(cells)))]
     try:
         for server in servers:
             server.start()
@@ -116,7 +115,7 @@ class _Server(threading.Thread):
             self.worker = None
 
     def _measure(self, cell: Cell) -> None:
-        if self.worker is None:
+        if self.worker is None or self.worker.poll() is not None:  # killed between two cells
             # In a group of its own: a Ctrl-C at the terminal must not reach it, only a signal from here.
             self.worker = subprocess.Popen(
                 [sys.executable, "-m", "minrnn.reproduce.worker", *self.arguments],

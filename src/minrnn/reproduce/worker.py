@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from minrnn._extras import how_to_install
 from minrnn.bench import facts
 from minrnn.reproduce import measure_rl, measure_timing
 from minrnn.reproduce.cells import DONE, Cell, Results
@@ -48,7 +49,8 @@ def measure(cell: Cell, results: Results, data: str | None, console: Console) ->
         except (Interrupted, KeyboardInterrupt, BrokenPipeError):
             raise
         except Exception as error:
-            record = {"error": f"{type(error).__name__}: {error}".partition("\n")[0]}
+            missing = how_to_install(error) if isinstance(error, ModuleNotFoundError) else None
+            record = {"error": f"{type(error).__name__}: {missing or error}".partition("\n")[0]}
         device = record.get("device", "cuda" if torch.cuda.is_available() else "cpu")
         results.write(cell, {**record, "facts": facts.gather(device)})
         if "error" not in record:

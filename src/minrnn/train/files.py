@@ -42,6 +42,8 @@ class CheckpointFile(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         try:
             checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except (OSError, MemoryError):  # of the machine, not of the file
+            raise
         except Exception as error:  # torn zip files, torn pickles and refused code come in many classes
             reason = (str(error).strip() or type(error).__name__).partition("\n")[0]
             raise ValueError(f"checkpoint: {path} is torn, or not a checkpoint of minrnn: {reason}") from None

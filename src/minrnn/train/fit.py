@@ -39,7 +39,10 @@ def fit(model: SequenceModel, task: Task, config: TrainConfig, run: Path, consol
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    journal = Journal(run, console, _precision(config, console))
+    precision = used_precision(config)
+    if precision != config.precision:
+        say(console, f"precision: {precision}, for torch has no bfloat16 kernels for this processor")
+    journal = Journal(run, console, precision)
     checkpoint, files = (journal.checkpoint if journal.checkpoint.exists() else None), CheckpointFile()
     try:
         with closing(journal), closing(Bar(console, journal)) as bar, warnings.catch_warnings():
@@ -72,19 +75,19 @@ def fit(model: SequenceModel, task: Task, config: TrainConfig, run: Path, consol
     except BrokenPipeError:  # nobody reads the output: nothing is wrong with the disk
         raise
     except OSError as error:
+        if checkpoint and not files.has_read:
+            raise
         raise OSError(
-            f"train: cannot write into {journal.run}: {error.strerror or error}; "
-            "the last checkpoint is unharmed, --resume goes on from it"
+            f"train: cannot write into {journal.run}: {error.strerror or error}; the last checkpoint is unharmed"
         ) from error
     return journal
 
 
-def _precision(config: TrainConfig, console: Console) -> Precision:
+def used_precision(config: TrainConfig) -> Precision:
     """What was asked for, but float32 on a processor that torch has no bfloat16 kernels for: there it multiplies number
     by number, a hundred times slower."""
     if config.precision != "bf16-mixed" or torch.accelerator.is_available():
         return config.precision
     if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return config.precision
-    say(console, "precision: 32-true, for torch has no bfloat16 kernels for this processor")
     return "32-true"

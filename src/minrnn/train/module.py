@@ -208,7 +208,6 @@ class Journal(L.Callback):
             return
         weights = module.model.named_parameters()
         bad = next((f" (first seen in {each})" for each, weight in weights if not weight.isfinite().all()), "")
-        kept = "; the last checkpoint is unharmed" if self.checkpoint.exists() else ""
         raise ValueError(
-            f"train: the {name} must stay finite, got {value} at step {step}{bad}; a lower --lr may help{kept}"
+            f"train: the {name} must stay finite, got {value} at step {step}{bad}; a lower learning rate may help"
         )
