@@ -403,7 +403,7 @@ def stopped(config, tmp_path, monkeypatch):
 def test_a_full_disk_costs_nothing(whole, stopped, name):
     before = (stopped / "checkpoint.pt").read_bytes()
     (stopped / f"{name}.part").symlink_to("/dev/full")
-    with pytest.raises(OSError, match=r"cannot write into .*run: No space left on device; the last checkpoint is unharmed"):
+    with pytest.raises(OSError, match=r"cannot write into .*run: No space left on device; .* unharmed"):
         train(RunConfig.of_run(stopped), stopped, resume=True, console=QUIET)
     assert (stopped / "checkpoint.pt").read_bytes() == before
     assert not list(stopped.glob("*.part"))
