@@ -136,13 +136,6 @@ def test_machines_and_commits_that_differ_are_told_apart(layers, tmp_path):
     assert f"32-true, 2 threads, Linux 6; begun by {begun}, 2 threads, Linux 6; 1 cell" in resumed
 
 
-def test_memory_of_another_run_is_told():
-    own, again = {"facts": FACTS}, {"facts": FACTS, "peak_memory": FACTS | {"commit": "e" * 40}}
-    cell = cells(["speed"], "laptop")[0]
-    (line,) = report._measured_again([Found(cell, "done", own), Found(cell, "done", again)])
-    assert line == f"their peak memory, measured again: commit {'e' * 12}, torch 2.13.0, AVX2; 1 cell, 2025-01-02"
-
-
 def test_a_loss_is_the_best_and_an_accuracy_the_last(tmp_path):
     results, wanted = Results(tmp_path), cells(["lm", "copying"], "paper")
     results.write(of(wanted, "minGRU")[0], record(held_out=1.7, best=1.5391, step=1000))

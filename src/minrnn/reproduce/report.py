@@ -102,7 +102,7 @@ def _section(name: str, experiment: Experiment, scale: Scale, found: Sequence[Fo
         known=[*_sure(published), *NOTES.get(name, ())],
         shared=_shared([each.cell.config for each in found]),
         cost=_cost([each.record["seconds"] for each in done]),
-        origins=[*_origins(done), *_measured_again(done)],
+        origins=_origins(done),
     )
 
 
@@ -172,18 +172,6 @@ def _origin(facts: Mapping[str, Any], precision: str | None) -> str:
     where = [facts["gpu"]["name"] if facts["gpu"] else cpu, *([precision] if precision else [])]
     versions = f"minrnn {facts['minrnn']} ({_commit(facts)}), torch {facts['torch']}, Python {facts['python']}"
     return f"{versions}; {', '.join(where)}, {threads(facts['threads'])}, {facts['system']}"
-
-
-def _measured_again(done: Sequence[Found]) -> list[str]:
-    """Of cells whose peak memory is of another run than their times."""
-    origins: dict[str, list[str]] = {}
-    for found in done:
-        if each := found.record.get("peak_memory"):
-            text = (
-                f"their peak memory, measured again: {_commit(each)}, torch {each['torch']}, {each['cpu_capability']}"
-            )
-            origins.setdefault(text, []).append(each["date"])
-    return _dated(origins)
 
 
 def _commit(facts: Mapping[str, Any]) -> str:
