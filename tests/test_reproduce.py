@@ -206,7 +206,7 @@ def test_a_process_that_ends_after_its_cell_loses_nothing(tmp_path, monkeypatch)
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_killed_worker_loses_only_its_own_cell(jobs, tmp_path, monkeypatch):
     results = Results(tmp_path)
-    wanted = [cell(steps=100_000, save_every=100_000), *(cell(seed, steps=400) for seed in (1, 2, 3))]
+    wanted = [cell(steps=100_000, save_every=100_000), cell(1), cell(2)]
     at_work = {}
 
     class Seen(runner._Server):
@@ -226,7 +226,7 @@ def test_a_killed_worker_loses_only_its_own_cell(jobs, tmp_path, monkeypatch):
     records = run(wanted, results, jobs=jobs, console=QUIET)
     killer.join()
     assert records[0]["error"] == "its process ended by SIGKILL"
-    assert [record["result"]["step"] for record in records[1:]] == [400, 400, 400]
+    assert [record["result"]["step"] for record in records[1:]] == [40, 40]
 
 
 def test_a_worker_killed_between_two_cells_loses_none(tmp_path, monkeypatch):
