@@ -74,8 +74,14 @@ def test_the_policy_behind_the_data_acts_without_noise_from_the_same_beginnings(
 
 def test_a_checkpoint_is_of_these_data_and_no_others(tmp_path):
     work = tmp_path / "work" / "rl" / "x"
-    record = measure_rl.act(of(cells(["rl"], "smoke"), "DminGRU", "Hopper medium"), work, None, QUIET)
-    assert json.loads((work / "cell.json").read_text())["sha256"] == record["data"]["sha256"]
+    cell = of(cells(["rl"], "smoke"), "DminGRU", "Hopper medium")
+    record = measure_rl.act(cell, work, None, QUIET)
+    begun = json.loads((work / "cell.json").read_text())
+    assert begun["sha256"] == record["data"]["sha256"]
+    (work / "cell.json").write_text(json.dumps({**begun, "sha256": "0"}))
+    with pytest.raises(ValueError, match=f"cell.json must be of a cell with sha256 = '{begun['sha256']}', got '0'"):
+        measure_rl.act(cell, work, None, QUIET)
+    assert (work / "checkpoint.pt").exists()
 
 
 def test_without_the_files_of_d4rl_a_cell_says_which(tmp_path):

@@ -3,15 +3,16 @@
 import argparse
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 
 from minrnn._console import say
 from minrnn.reproduce import report
-from minrnn.reproduce.cells import SCALES, Results
+from minrnn.reproduce.cells import SCALES, Cell, Results, Scale
 from minrnn.reproduce.experiments import EXPERIMENTS, cells
 from minrnn.reproduce.page import find
 from minrnn.reproduce.runner import run
@@ -69,10 +70,8 @@ def main(argv: list[str]) -> int:
     console = Console()
     out = given.out or Path("results") / given.scale
     results, of_scale = Results(out), cells(list(EXPERIMENTS), given.scale)
-    there = [find(results, cell) for cell in of_scale]
-    refused = [each.note for each in there if each.state == "refused"]
-    if refused and not any(each.state == "done" for each in there):  # the folder of another scale
-        parser.error(refused[0])
+    if others := _of_other_scales(results, given.scale, of_scale):
+        parser.error(f"argument --out: must be a folder of scale {given.scale}, got {out}, which has {others[0]}")
     failed = 0
     if not given.report:
         with _ended_as_by_ctrl_c():
@@ -86,13 +85,29 @@ def main(argv: list[str]) -> int:
     return 1 if failed else 0
 
 
+def _of_other_scales(results: Results, scale: Scale, of_scale: Sequence[Cell]) -> list[str]:
+    """What the folder has of cells that are not of this scale, in words."""
+    return [
+        f"{cell.name} of scale {other}: results are not mixed"
+        for other in SCALES if other != scale
+        for cell in cells(list(EXPERIMENTS), other)
+        if cell not in of_scale and find(results, cell).state not in ("missing", "refused")
+    ]  # fmt: skip
+
+
 @contextmanager
 def _ended_as_by_ctrl_c() -> Iterator[None]:
     """SIGTERM, and SIGHUP of a terminal that goes away, end the process by an exception, so that all is saved."""
     wanted = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
     before = {each: handler for each in wanted if (handler := signal.getsignal(each)) != signal.SIG_IGN}  # by nohup
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        if signum != signal.SIGTERM:  # a terminal may say it more than once; who sends SIGTERM again wants it at once
+            signal.signal(signum, signal.SIG_IGN)
+        sys.exit(128 + signum)
+
     for signum in before:
-        signal.signal(signum, lambda signum, frame: sys.exit(128 + signum))
+        signal.signal(signum, end)
     try:
         yield
     finally:

@@ -159,7 +159,7 @@ def _origins(done: Sequence[Found]) -> list[str]:
         record, config = found.record, found.cell.config
         asked = config.get("train", config.get("table", {})).get("precision")
         last = _origin(record["facts"], record.get("precision", asked))
-        earlier = dict.fromkeys(_origin(each, each["precision"]) for each in record.get("earlier_sessions", ()))
+        earlier = dict.fromkeys(_origin(each, each.get("precision")) for each in record.get("earlier_sessions", ()))
         earlier.pop(last, None)
         text = last + "".join(f"; begun by {each}" for each in earlier)
         origins.setdefault(text, []).append(record["facts"]["date"])

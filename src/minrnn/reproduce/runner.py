@@ -70,6 +70,8 @@ def _serve(cells: Sequence[Cell], jobs: int, results: Results, data: str | None,
             for server in servers:
                 if server.is_alive():
                     server.join()
+                if worker := server.worker:  # whose server has ended first, as where nobody reads the output
+                    worker.wait()
         finally:
             for server in servers:
                 server.stop()  # asked twice, a worker ends at once
