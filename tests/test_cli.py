@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import pty
 import re
+import select
 import shlex
 import signal
 import subprocess
@@ -180,6 +182,33 @@ def test_a_process_that_is_stopped_and_killed_goes_on(text, tmp_path, capsys):
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("hangs_up", [True, False])
+def test_a_terminal_that_goes_away_costs_nothing(hangs_up, text, tmp_path):
+    """It is saved where the process is told so, and goes on where it is not, as after `disown`."""
+    run, (terminal, screen) = tmp_path / "run", pty.openpty()
+    steps = ["--steps", "100000" if hangs_up else "400", "--save_every", "100000"]
+    begin = ["train", "--data", str(text), *SMALL[:-1], *steps, "--out", str(run)]
+    script = f"import sys, torch; torch.set_num_threads(1); from minrnn.cli import main; sys.exit(main({begin!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=screen, stderr=subprocess.PIPE, start_new_session=True, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # whatever runs the tests ignores
+    )  # fmt: skip
+    os.close(screen)
+    try:
+        while not (run / "metrics.jsonl").exists():
+            assert process.poll() is None
+            if select.select([terminal], [], [], 0.01)[0]:
+                os.read(terminal, 1 << 16)
+        os.close(terminal)
+        if hangs_up:
+            process.send_signal(signal.SIGHUP)
+        error = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+    assert (process.returncode, error) == (128 + signal.SIGHUP if hangs_up else 0, "")
+    assert (run / "checkpoint.pt").exists() and (run / "result.json").exists() is not hangs_up
+
+
 def test_a_run_goes_on_from_elsewhere_and_with_its_text_moved(text, tmp_path, monkeypatch, capsys):
     def noted():
         return json.loads((tmp_path / "run" / "train.json").read_text())["data"]
@@ -272,6 +301,8 @@ def test_an_option_of_a_mixer_may_be_said_again(tmp_path, capsys):
     resume = ["--out", str(tmp_path), "--resume", "--print_config"]
     assert main(["train", *given, "0.2", *resume]) == 0 and yaml.safe_load(capsys.readouterr().out) == table
     assert "--mixer_options must be {'dropout': 0.2} to resume" in refused(capsys, "train", *given, "0.3", *resume)
+    default = ["--mixer_options.max_length", "1024"]
+    assert main(["train", *default, *resume]) == 0 and yaml.safe_load(capsys.readouterr().out) == table
 
 
 def test_what_has_no_effect_is_said(text, tmp_path, capsys):
@@ -309,12 +340,16 @@ def test_bad_input_is_one_sentence(run, text, capsys, tmp_path):
     assert "expansion must be of type float" in refused(capsys, "train", "--mixer_options.expansion", "x", *new)
     assert not (tmp_path / "new").exists()
     assert "model has seen, got '#'" in refused(capsys, "generate", run, "--prompt", "1#2")
-    assert "at least one token" in refused(capsys, "generate", run, "--prompt", "")
     assert "temperature must be at least 0" in refused(capsys, "generate", run, "--temperature", "-1")
     assert "top_k must be at least 1" in refused(capsys, "generate", run, "--top-k", "0")
     assert "holds config.json" in refused(capsys, "generate", tmp_path)
     assert "must be the directory of a run" in refused(capsys, "eval", tmp_path)
     assert "model has seen, got" in refused(capsys, "eval", run, "--data", tmp_path / "short.txt")
+    (tmp_path / "one.txt").write_text(text.read_text()[0])
+    wanted = "--data must have at least 2 characters, got 1 in"
+    assert wanted in refused(capsys, "eval", run, "--data", tmp_path / "one.txt")
+    (tmp_path / "latin.yaml").write_bytes("# naïve".encode("latin-1"))
+    assert "--config: must be a file of UTF-8" in refused(capsys, "train", "--config", tmp_path / "latin.yaml", *new)
 
 
 def test_a_torn_model_is_named(run, tmp_path, capsys):
@@ -322,6 +357,9 @@ def test_a_torn_model_is_named(run, tmp_path, capsys):
         (tmp_path / name).write_bytes((run / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-10])
     assert "model.safetensors must be the weights" in refused(capsys, "generate", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes())
+    (tmp_path / "tokenizer.json").unlink()
+    assert "tokenizer.json must be there, got no such file" in refused(capsys, "generate", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -335,6 +373,7 @@ def test_a_torn_model_is_named(run, tmp_path, capsys):
         ["generate", "x", "--length", "x"],
         ["generate", "x", "--length", "-1"],
         ["generate", "x", "--seed", "-1"],
+        ["generate", "x", "--prompt", ""],
         ["generate", "x", "--seed", str(2**64)],
         ["magic"],
     ],

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from conftest import assert_close
 from minrnn import MinGRU, MinGRUCell, MinLSTM
-from minrnn._files import locked
+from minrnn._files import locked, replace_files
 from minrnn.mixers import Place
 from minrnn.models import (
     Backbone,
@@ -318,6 +318,21 @@ def test_weights_that_could_not_be_loaded_are_not_saved(run):
     with pytest.raises(ValueError, match=r"save: .* weights that its config makes, got others: head.parametrizations"):
         save(model, run)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_weights_that_share_memory_are_not_saved(tmp_path):
+    model = make_language("mingru")
+    model.head.weight = model.embedding.weight
+    with pytest.raises(ValueError, match=r"save: model must have weights that share no memory, got: .*head.weight"):
+        save(model, tmp_path / "tied")
+    assert not (tmp_path / "tied").exists()
+
+
+def test_files_that_cannot_be_put_in_place_leave_nothing_beside_it(tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(IsADirectoryError):
+        replace_files({tmp_path / "model": b""})
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_full_disk_leaves_the_model_that_was_there(run, monkeypatch):

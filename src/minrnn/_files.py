@@ -25,13 +25,13 @@ def replace_files(contents: Mapping[Path, bytes]) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+        for path, part in aside.items():
+            os.replace(part, path)
     except OSError as error:
         error.filename = error.filename or os.fspath(path)  # a full disk names none
         for part in aside.values():
             part.unlink(missing_ok=True)
         raise
-    for path, part in aside.items():
-        os.replace(part, path)
 
 
 @contextmanager

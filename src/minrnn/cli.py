@@ -35,7 +35,8 @@ STOPPED = 130  # as shells report a process that Ctrl-C ended
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command with these arguments (None: those of the process) and return its exit status.
 
-    0: done; 1: not done, and a sentence on the standard error output says why; 2: bad arguments; 130: Ctrl-C.
+    0: done; 1: not done, and a sentence on the standard error output says why; 2: bad arguments; 130: Ctrl-C; 128 + its
+    number: another signal.
     """
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name not in COMMANDS:
@@ -71,6 +72,7 @@ def train(arguments: list[str]) -> int:
     import jsonargparse
     import yaml
 
+    from minrnn.mixers import mixer_config
     from minrnn.train.config import TASKS, RunConfig, parts_of
     from minrnn.train.module import Interrupted
     from minrnn.train.progress import make_console
@@ -82,7 +84,10 @@ def train(arguments: list[str]) -> int:
         """A file, or the name of one that comes with the package."""
 
         def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-            super().__call__(parser, cfg, str(presets.get(values, values)), option_string)
+            try:
+                super().__call__(parser, cfg, str(presets.get(values, values)), option_string)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"--config: must be a file of UTF-8, got {values!r}: {error}") from error
 
     parser = jsonargparse.ArgumentParser(
         prog="minrnn train",
@@ -118,7 +123,7 @@ def train(arguments: list[str]) -> int:
         for key, value in given.items():
             kept = config.to_dict()[key]
             if isinstance(value, dict):  # options of the mixer, the rest of which are kept
-                kept = {name: kept.get(name) for name in value}
+                kept = {name: getattr(mixer_config(config.backbone.mixer, kept), name, None) for name in value}
             if value != kept:
                 raise ValueError(f"--{key} must be {kept!r} to resume the run in {run}, got {value!r}")
         config = dataclasses.replace(config, task=dataclasses.replace(config.task, data=data))
@@ -207,6 +212,8 @@ def evaluate(arguments: list[str]) -> int:
         part, tokens = "what was held out of", TextTask(config, tokenizer).held_out
     else:
         part, tokens = "all of", torch.from_numpy(encode(tokenizer, text))
+    if len(tokens) < 2:
+        raise ValueError(f"--data must have at least 2 {config.unit}s, got {len(tokens)} in {given.data}")
     loss = score(model, tokens, config)
     sys.stdout.write(
         f"{len(tokens) - 1:,} {config.unit}s, {part} {given.data or config.data}\n"
@@ -235,6 +242,8 @@ def generate(arguments: list[str]) -> int:
         parser.error(f"argument --seed: must be in [0, 2**64), got {given.seed}")
     if given.length is not None and given.length < 0:
         parser.error(f"argument --length: must be at least 0, got {given.length}")
+    if given.prompt == "":
+        parser.error("argument --prompt: must have at least one character, got none")
 
     import torch
 

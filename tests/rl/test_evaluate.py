@@ -130,9 +130,17 @@ def test_the_command_tells_and_writes_everything(run, tmp_path, capsys):
 def test_returns_of_another_version_are_no_references(run, tmp_path, capsys):
     out = tmp_path / "record.json"
     assert main(["rl", "evaluate", str(run), "--env", "Hopper-v4", "--episodes", "1", "--out", str(out)]) == 0
-    (outcome, _) = json.loads(out.read_text())["outcomes"]
+    record = json.loads(out.read_text())
+    (outcome, _) = record["outcomes"]
+    assert [each["mode"] for each in record["microseconds"]] == ["window"]  # what was asked for
     assert outcome["measured"] is None and outcome["d4rl"] is not None
     assert "behaviour policy" not in capsys.readouterr().out
+
+
+def test_a_directory_is_no_file_to_write(run, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["rl", "evaluate", str(run), "--out", str(tmp_path)])
+    assert "--out: must be a file, got" in capsys.readouterr().err
 
 
 def test_episodes_are_kept_when_timing_fails(run, tmp_path, monkeypatch, capsys):
@@ -146,15 +154,16 @@ def test_episodes_are_kept_when_timing_fails(run, tmp_path, monkeypatch, capsys)
     def uncompiled(*arguments):
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
 
-    arguments = ["rl", "evaluate", str(run), "--episodes", "1", "--compile", "--out", str(tmp_path / "record.json")]
+    arguments = ["rl", "evaluate", str(run), "--episodes", "1", "--mode", "both", "--compile"]
+    arguments += ["--out", str(tmp_path / "record.json")]
     with monkeypatch.context() as patch:
         patch.setattr("minrnn.rl.evaluate.latency", interrupted)
         assert main(arguments) == 130
-    assert kept() == (2, [])
+    assert kept() == (4, [])
     capsys.readouterr()
     monkeypatch.setattr(torch, "compile", lambda model, **_: uncompiled)
     assert main(arguments) == 1
-    assert kept() == (2, [("window", False), ("stream", False)])
+    assert kept() == (4, [("window", False), ("stream", False)])
     wanted = "--compile: torch must be able to compile the model here, got: InvalidCxxCompiler: No working C++ compiler"
     assert capsys.readouterr().err == f"minrnn rl: {wanted} found\n"
 

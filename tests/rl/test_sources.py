@@ -275,6 +275,13 @@ def test_a_dataset_that_is_not_here_and_cannot_be_downloaded(tmp_path, monkeypat
     refuses("mujoco/hopper/medium-v0", "a Minari dataset that is here or can be downloaded, .*no route to host")
 
 
+def test_a_dataset_whose_download_was_cut_off_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    (tmp_path / "full" / "half-v0" / "data").mkdir(parents=True)
+    wanted = rf"must be a whole Minari dataset, got '{tmp_path}/full/half-v0': .* removing it lets it begin anew"
+    refuses("full/half-v0", wanted)
+
+
 def test_minaris_other_storages_are_named(tmp_path, monkeypatch):
     import minari
 

@@ -228,7 +228,11 @@ def test_data_that_moved_or_changed(whole, data, tmp_path, capsys):
     shutil.copytree(whole, run)
     (run / "checkpoint.pt").unlink()
     shutil.copytree(data, moved)
+    policy = json.loads((run / "policy.json").read_text()) | {"env": "Named-v0"}  # as by data that name theirs
+    (run / "policy.json").write_text(json.dumps(policy))
     assert main(["train", "--out", str(run), "--resume", "--data", str(moved)]) == 0
+    assert json.loads((run / "policy.json").read_text()) == policy
+    shutil.copy(whole / "policy.json", run)
     assert RunConfig.of_run(run).task.data == str(moved)
     assert_same_run(run, whole)
     (moved / "000.npz").unlink()

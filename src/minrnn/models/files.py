@@ -24,7 +24,7 @@ def save(model: SequenceModel, run: str | os.PathLike[str]) -> None:
         run: the directory.
 
     Raises:
-        ValueError: its weights are not those that its config makes, as under a parametrization.
+        ValueError: its weights are not those that its config makes, as under a parametrization, or share memory.
         OSError: it could not be written; on a full disk what was there before still is.
     """
     import safetensors.torch
@@ -35,15 +35,15 @@ def save(model: SequenceModel, run: str | os.PathLike[str]) -> None:
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if odd := sorted(wanted ^ weights.keys()):
         raise ValueError(f"save: model must have the weights that its config makes, got others: {', '.join(odd)}")
+    try:
+        content = safetensors.torch.save(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"save: model must have weights that share no memory, got: {reason}") from error
     folder = Path(run)
     folder.mkdir(parents=True, exist_ok=True)
     config = json.dumps(model.config.to_dict(), indent=2) + "\n"
-    replace_files(
-        {
-            folder / "config.json": config.encode(),
-            folder / "model.safetensors": safetensors.torch.save(weights),
-        }
-    )
+    replace_files({folder / "config.json": config.encode(), folder / "model.safetensors": content})
 
 
 def load(run: str | os.PathLike[str]) -> LanguageModel:

@@ -200,6 +200,8 @@ def main(arguments: list[str]) -> int:
         parser.error(f"argument --seed: must be at least 0, got {given.seed}")
     if not all(map(math.isfinite, given.targets or ())):
         parser.error(f"argument --targets: must be finite, got {' '.join(map(str, given.targets))}")
+    if given.out and given.out.is_dir():
+        parser.error(f"argument --out: must be a file, got {str(given.out)!r}, a directory")
 
     policy = Policy.load(given.run, target=given.targets[0] if given.targets else None)
     env_id = environment(given.env, policy)
@@ -225,7 +227,7 @@ def main(arguments: list[str]) -> int:
         _say(_told(outcome, env_id, given.episodes))
         _write(record, given.out)
     for compiled in (False, True) if given.compile else (False,):
-        for mode in get_args(Mode):
+        for mode in modes:
             times.append(_timed(Policy(policy.model, target=outcomes[0]["target"], mode=mode), compiled))
         _write(record, given.out)  # what is compiled may fail
     return 0

@@ -32,12 +32,12 @@ class OfflineConfig:
     Args:
         data: an .hdf5 file of D4RL, a directory of Minari or of .npz episodes, a name of Minari; several joined with +
         env: the Gymnasium environment that the policy is for (default: the one that the data names)
-        targets: returns to ask for when it acts (default: the highest return of the data)
+        targets: returns to ask for when it acts, as [3000,1500] (default: the highest return of the data)
         layout: of a step's tokens: interleaved or concatenated
         context: steps in a window
         batch_size: windows in a training step, over all devices
         return_scale: returns are divided by it
-        max_timestep: later steps of an episode are told apart no more
+        max_timestep: later steps of an episode are told apart no more (interleaved only)
         sha256: checksum that rewards and lengths must have; a run notes the one that it began with
     """
 

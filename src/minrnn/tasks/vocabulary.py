@@ -33,6 +33,8 @@ def make_tokenizer(tokens: str, text: str) -> Tokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = decoders.ByteLevel()
         return tokenizer
+    if not Path(tokens).exists():
+        raise ValueError(f"tokens: must be chars, bytes or an existing tokenizers file, got {tokens!r}")
     return load_tokenizer(Path(tokens))
 
 
@@ -41,7 +43,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"tokens: must be chars, bytes or an existing tokenizers file, got {str(path)!r}") from None
+        raise ValueError(f"tokenizer: {path} must be there, got no such file") from None
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ValueError(f"tokens: {path} must be a JSON file of the tokenizers library, got {error}") from None
     tokenizer.no_padding()

@@ -28,8 +28,10 @@ from minrnn.tasks.answers import AnswerTask
 from minrnn.train.config import Precision, TrainConfig
 from minrnn.train.files import CHECKPOINT, Metrics
 
-# What a second request to stop does, whatever the handlers were before the run.
+# What a second request to stop does, whatever the handlers were before the run. (A terminal that goes away may say so
+# more than once, and wants nothing at once.)
 AT_ONCE: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+HANGUP = getattr(signal, "SIGHUP", None)  # of Unix
 
 
 LOG_EVERY = 10  # steps between two lines of the training loss
@@ -125,6 +127,8 @@ class Journal(L.Callback):
         # Read now: when training starts, Lightning has put its own in their place. Other threads cannot set any.
         main_thread = threading.current_thread() is threading.main_thread()
         self._handlers = {signum: signal.getsignal(signum) for signum in AT_ONCE} if main_thread else {}
+        if main_thread and HANGUP and (handler := signal.getsignal(HANGUP)) != signal.SIG_IGN:  # as nohup sets it
+            self._handlers[HANGUP] = handler
 
     @property
     def checkpoint(self) -> Path:
@@ -199,7 +203,7 @@ class Journal(L.Callback):
 
     def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
         self._asked_to_stop = signum
-        signal.signal(signum, AT_ONCE[signum])
+        signal.signal(signum, AT_ONCE.get(signum, signal.SIG_IGN))
         with contextlib.suppress(RuntimeError):  # the signal came in the middle of another write
             say(self.console, "stopping after this step; the same signal once more stops at once")
 

@@ -1,8 +1,12 @@
 """What the user sees while a run goes on: a live bar on a terminal, a line now and then anywhere else."""
 
 import math
+import os
+import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
 
 import lightning.pytorch as L
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -14,9 +18,34 @@ from minrnn._console import say
 from minrnn.train.module import Journal
 
 
+class _Output:
+    """The standard output, or nothing once nobody reads it: a terminal that is gone ends no training."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def write(self, text: str) -> None:
+        with self._or_nothing():
+            self.file.write(text)
+
+    def flush(self) -> None:
+        with self._or_nothing():
+            self.file.flush()
+
+    @contextmanager
+    def _or_nothing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 def make_console() -> Console:
     """The standard output; silent in all processes of a run but the first."""
-    return Console(quiet=rank_zero_only.rank > 0)
+    return Console(file=cast(TextIO, _Output(sys.stdout)), quiet=rank_zero_only.rank > 0)
 
 
 class Bar(L.Callback):

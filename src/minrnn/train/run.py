@@ -64,7 +64,7 @@ def train(
         if main_process and not resume:
             _check_new(out)
         if main_process and noted != stored:  # a new run, or one whose data have moved
-            files = {**job.files(), "train.json": json.dumps(noted.to_dict(), indent=2) + "\n"}
+            files = {**({} if resume else job.files()), "train.json": json.dumps(noted.to_dict(), indent=2) + "\n"}
             replace_files({out / name: content.encode() for name, content in files.items()})
             if not resume:
                 save(model, out)  # last: a run that is killed before it has what a resume needs
