@@ -44,6 +44,37 @@ def test_compiles_whole_and_once_for_all_lengths(name):
     assert graphs[0] > 0 and len(set(graphs)) == 1
 
 
+def test_lists_of_lengths_compile_once():
+    layer, counter = MinGRU(3, 4, batch_first=True), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
+    for lengths in ([5, 2], [3, 4], [1, 7], (0, 6), [9, 9], [2, 2], [8, 1], [4, 3], [6, 5], [7, 0]):
+        x = torch.randn(2, 9, 3)
+        assert_same(compiled(x, lengths=lengths), layer(x, lengths=lengths))
+    assert counter.frame_count <= 3
+
+
+class Chosen(nn.Module):
+    """A batch, or time steps, whose number the data decide."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        self.rnn = MinGRU(3, 4, batch_first=batch_first)
+
+    def forward(self, x, chosen, lengths):
+        if self.rnn.batch_first:
+            return self.rnn(x[chosen], lengths=lengths[chosen])[0]
+        return self.rnn(x[:, chosen])[0]
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_exports_with_a_batch_that_the_data_decide(batch_first):
+    module, x, lengths = Chosen(batch_first), torch.randn(6, 6, 3), torch.tensor([6, 2, 4, 1, 5, 3])
+    chosen = torch.tensor([True, False, True, True, False, False])
+    program = torch.export.export(module, (x, chosen, lengths)).module()
+    for rows in (chosen, ~chosen & (lengths > 2), lengths > 10):
+        assert_same([program(x, rows, lengths)], [module(x, rows, lengths)])
+
+
 @pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.enable_grad])
 def test_compiled_layers_keep_tangents(grad_mode, compilable):
     rnn, x = MinGRU(D, H).double(), torch.randn(T, B, D, dtype=torch.double)

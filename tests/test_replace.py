@@ -1,11 +1,15 @@
 """replace_rnn: what is swapped, what is kept, what is left."""
 
+import copy
 import warnings
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, Dataset
 
@@ -126,7 +130,7 @@ def test_a_model_that_cannot_be_replaced_stays_as_it_was():
 
 def test_what_was_compiled_by_itself_is_refused():
     model = nn.ModuleDict({"plain": nn.GRU(D, H), "deep": nn.Sequential(torch.compile(nn.GRU(D, H)))})
-    with pytest.raises(ValueError, match=r"torch\.compile was called with, got deep\.0\._orig_mod: replace it first"):
+    with pytest.raises(ValueError, match=r"torch\.compile, .* called with, got deep\.0\._orig_mod: replace it first"):
         replace_rnn(model)
     assert type(model["plain"]) is nn.GRU
     compiled = torch.compile(nn.Sequential(nn.GRU(D, H)), backend="eager")
@@ -136,6 +140,60 @@ def test_what_was_compiled_by_itself_is_refused():
     assert type(compiled._orig_mod[0]) is MinGRU
     with pytest.raises(ValueError, match="got _orig_mod"):
         replace_rnn(torch.compile(nn.GRU(D, H)))
+    inside = nn.Sequential(nn.GRU(D, H))
+    inside[0].compile(backend="eager")
+    with pytest.raises(ValueError, match="got 0: replace it first"):
+        replace_rnn(inside)
+
+
+@pytest.fixture
+def two_ranks():
+    """A process group of two, of which this process is one and the other never answers."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_what_is_distributed_is_refused(two_ranks):
+    """Its gradients would no longer be shared."""
+    model = nn.Sequential(nn.GRU(D, H), nn.Linear(H, 1))
+    parallel = nn.parallel.DistributedDataParallel(model)
+    sharded = fully_shard(copy.deepcopy(model), mesh=init_device_mesh("cpu", (2,)))
+    for given, path in ((parallel, "module.0"), (sharded, "0"), (nn.Sequential(nn.GRU(D, H), parallel), "1.module.0")):
+        with pytest.raises(ValueError, match=f"DistributedDataParallel or FSDP was called with, got {path}: replace"):
+            replace_rnn(given)
+    functional = nn.GRU(D, H)
+    for name in [name for name, _ in functional.named_parameters()]:
+        weight = getattr(functional, name).detach()
+        delattr(functional, name)
+        setattr(functional, name, weight)
+    with pytest.raises(ValueError, match="got the model itself"):
+        replace_rnn(functional)
+    encoder = nn.ModuleDict({"enc": nn.parallel.DistributedDataParallel(nn.Linear(D, H)), "encoder": nn.GRU(D, H)})
+    assert isinstance(replace_rnn(encoder)["encoder"], MinGRU)
+
+
+def test_forget_biases_are_drawn_of_sharded_layers(two_ranks):
+    layer = MinLSTM(4, 4, forget_bias=30.0, device="meta")
+    fully_shard(layer, mesh=init_device_mesh("cpu", (2,)))
+    layer.to_empty(device="cpu")
+    layer.reset_parameters()
+    own = layer.bias_ih_l0.to_local()  # of 12 rows, 4 of the forget gate, the first 6
+    assert own.shape == (6,) and (own[:4] > 29).all() and (own[4:] < 1).all()
+
+
+def test_what_still_holds_a_replaced_module_is_named():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.other = nn.GRU(D, H), nn.Linear(D, H)
+            self.layers, self.table, self.plain = [self.first], {"first": self.first}, [self.other, 1]
+
+    with pytest.warns(UserWarning, match=r"what was replaced is still in 0\.layers, 0\.table$"):
+        replace_rnn(nn.Sequential(Listed()))
 
 
 def test_what_is_no_module_is_refused():

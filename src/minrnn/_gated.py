@@ -106,7 +106,9 @@ class Gated(nn.Module):
             weight.uniform_(-bound, bound)
             if bias is not None:
                 bias.uniform_(-bound, bound)
-                bias[: self.hidden_size] += self.forget_bias
+                # Not in place on a slice: of a DTensor that may be a copy.
+                forget, others = bias[: self.hidden_size], bias[self.hidden_size :]
+                bias.copy_(torch.cat([forget + self.forget_bias, others]))
             if project is not None:
                 bound = 1 / math.sqrt(self.hidden_size)
                 project.uniform_(-bound, bound)

@@ -68,7 +68,12 @@ def castable(tensor: Tensor, like: Tensor) -> bool:
 
 def time_major(series: Tensor) -> bool:
     """Whether a (B, T, *) tensor lies in memory as (T, B, *)."""
-    return series.stride(0) < series.stride(1)
+    batch, time, *_ = series.stride()
+    if isinstance(batch, int) and isinstance(time, int):
+        return batch < time
+    from torch.fx.experimental.symbolic_shapes import guard_or_false  # with sympy; only symbolic shapes need it
+
+    return not guard_or_false(time <= batch)  # of sizes that only the data tell: as `batch_first=False` lays out
 
 
 def laid_out_like(like: Tensor, width: int, dtype: torch.dtype) -> Tensor:

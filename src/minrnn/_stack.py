@@ -3,7 +3,7 @@
 import numbers
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -176,13 +176,16 @@ class Stack(Gated):
             raise self._wrong("reset", f"on {input.device} as the input is", f"one on {reset.device}")
 
     def _check_lengths(self, lengths: Tensor | Sequence[int], batch: tuple[int, ...], time: int) -> Tensor:
+        if torch.compiler.is_compiling() and _integers(lengths):  # `as_tensor` would be compiled anew for each list
+            lengths = torch.stack([torch.scalar_tensor(each, dtype=torch.int64, device="cpu") for each in lengths])
         if not isinstance(lengths, Tensor):
             try:
                 lengths = torch.as_tensor(lengths, device="cpu")  # whatever the default device is
             except (TypeError, ValueError, RuntimeError) as error:
                 wanted = "must be a tensor or a sequence of integers"
                 raise TypeError(f"{self._get_name()}: lengths {wanted}, got {lengths!r}") from error
-        if lengths.numel() and (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool):
+        other = lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool
+        if other and lengths.numel():  # in this order: how many there are may not be known when a graph is made
             raise TypeError(f"{self._get_name()}: lengths must be integers, got {lengths.dtype}")
         if lengths.shape != batch:
             raise self._wrong("lengths", f"of shape {tuple(batch)}", tuple(lengths.shape))
@@ -190,6 +193,13 @@ class Stack(Gated):
         if out_of_range(lengths, time):
             raise self._wrong("lengths", f"between 0 and T = {time}", lengths.tolist())
         return lengths
+
+
+def _integers(lengths: Tensor | Sequence[int]) -> TypeGuard[Sequence[int]]:
+    """Whether it is a sequence, not an empty one, of nothing but Python's integers."""
+    if not isinstance(lengths, list | tuple):
+        return False
+    return len(lengths) > 0 and all(isinstance(each, int) and not isinstance(each, bool) for each in lengths)
 
 
 def _unsqueeze(tensor: Tensor | None, dim: int) -> Tensor | None:

@@ -26,7 +26,8 @@ class MinGRU(GRUKind, Stack):
         activation: act, "g" (x + 1/2 where x >= 0, else sigmoid(x): the paper's log-space form, h > 0), "identity" (its
             vanilla form) or "tanh".
         learn_initial_state: each layer and direction learns a vector p, drawn from N(0, 1); sequences begin at act(p),
-            not at zeros.
+            not at zeros. (Given hx and no `reset`, none does, and p has no gradient: DistributedDataParallel wants
+            `find_unused_parameters=True` then.)
 
     Inputs: input, hx=None, *, lengths=None, reset=None
         input: (T, B, D), or (B, T, D) if `batch_first`, or (T, D), or a PackedSequence, of the dtype of the weights
@@ -111,7 +112,7 @@ class MinLSTM(LSTMKind, Stack):
 
     Inputs: input, hx=None, *, lengths=None, reset=None
         hx: (h_0, c_0), (S, B, P) and (S, B, H), P = proj_size or else H. c_0 is the state. h_0 has no part in these
-            equations: its shape, dtype and device are checked, and it is otherwise unused.
+            equations: its shape, dtype and device are checked, and it is otherwise unused, and never has a gradient.
         The others as in `MinGRU`.
 
     Returns: output, (h_n, c_n)

@@ -1,7 +1,7 @@
 """replace_rnn: the one-line swap of PyTorch's gated RNNs for the minimal ones."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import nn
 
@@ -21,10 +21,11 @@ def replace_rnn(model: nn.Module) -> nn.Module:
     """Swap every nn.GRU, nn.LSTM, nn.GRUCell and nn.LSTMCell in `model` for its minimal counterpart, in place.
 
     Each replacement has the same settings, device, dtype, training mode and, parameter by parameter, requires_grad; its
-    weights are fresh, so create the optimiser afterwards. A module that is used in several places stays one module; two
-    modules that share a parameter have one each afterwards.
-    Subclasses are left as they are and named in a warning: what they change cannot be known here. Hooks on a replaced
-    module are lost.
+    weights are fresh, so create the optimiser, DistributedDataParallel and the like afterwards. A module that is used
+    in several places stays one module; two modules that share a parameter have one each afterwards.
+    Subclasses are left as they are and named in a warning: what they change cannot be known here. So are attributes,
+    such as plain lists, that still hold what was replaced. Hooks on a replaced module are lost. Code that asks for
+    `isinstance(rnn, nn.LSTM)` or `rnn.mode` must ask for `MinLSTM`: the replacements are no subclasses.
 
     Args:
         model: any module, on any device, "meta" included.
@@ -33,8 +34,8 @@ def replace_rnn(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: `model` is not a module.
-        ValueError: one of these modules was itself given to torch.compile, whose code would go on with the old one;
-            compiled modules around them are no hindrance.
+        ValueError: torch.compile, DistributedDataParallel or FSDP was given one of these modules, and would go on with
+            the old one. (Compiled modules around them are no hindrance.)
 
     Example:
         >>> model = replace_rnn(nn.Sequential(nn.Embedding(100, 16), nn.GRU(16, 32)))
@@ -42,11 +43,14 @@ def replace_rnn(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"replace_rnn: model must be a torch.nn.Module, got {type(model).__name__}")
     places = list(model.named_modules(remove_duplicate=False))
-    compiled = [path for path, module in places if type(module) in _SWAPS and f".{path}".endswith("._orig_mod")]
-    if compiled:
+    parallel = tuple(f".{path}." if path else "." for path, module in places
+                     if isinstance(module, nn.parallel.DistributedDataParallel))  # fmt: skip
+    taken = [path or "the model itself" for path, module in places
+             if type(module) in _SWAPS and (f".{path}.".startswith(parallel) or _is_taken(path, module))]  # fmt: skip
+    if taken:
         raise ValueError(
-            f"replace_rnn: model must have no RNN that torch.compile was called with, got {', '.join(compiled)}: "
-            "replace it first"
+            "replace_rnn: model must have no RNN that torch.compile, DistributedDataParallel or FSDP was called with, "
+            f"got {', '.join(taken)}: replace it first"
         )
     # All are made before the first is swapped: where one cannot be, the model stays as it was.
     swapped = {module: _counterpart(module) for module in model.modules() if type(module) in _SWAPS}
@@ -62,7 +66,25 @@ def replace_rnn(model: nn.Module) -> nn.Module:
     ]
     if left:
         warnings.warn(f"replace_rnn: left as they are, being subclasses: {', '.join(left)}", stacklevel=2)
+    held = [f"{path}.{name}".lstrip(".") for path, module in places for name in _holding(module, swapped)]
+    if held:
+        warnings.warn(f"replace_rnn: what was replaced is still in {', '.join(dict.fromkeys(held))}", stacklevel=2)
     return model
+
+
+def _is_taken(path: str, module: nn.Module) -> bool:
+    """Whether this RNN is one that torch.compile or FSDP works on."""
+    weights = list(module.parameters())
+    sharded = not weights or any(hasattr(each, "device_mesh") for each in weights)
+    return sharded or f".{path}".endswith("._orig_mod") or module._compiled_call_impl is not None
+
+
+def _holding(module: nn.Module, swapped: Mapping[nn.Module, nn.Module]) -> Iterator[str]:
+    """The attributes of a module, but for its submodules, that hold a module which has been replaced."""
+    for name, value in vars(module).items():
+        members = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+        if name != "_modules" and any(isinstance(each, nn.Module) and each in swapped for each in members):
+            yield name
 
 
 def _counterpart(module: nn.Module) -> nn.Module:
