@@ -195,7 +195,7 @@ def test_a_terminal_that_goes_away_costs_nothing(hangs_up, text, tmp_path):
     )  # fmt: skip
     os.close(screen)
     try:
-        while not (run / "metrics.jsonl").exists():
+        while not Metrics(run / "metrics.jsonl").read():
             assert process.poll() is None
             if select.select([terminal], [], [], 0.01)[0]:
                 os.read(terminal, 1 << 16)

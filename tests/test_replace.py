@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, Dataset
 
@@ -161,8 +161,16 @@ def test_what_is_distributed_is_refused(two_ranks):
     """Its gradients would no longer be shared."""
     model = nn.Sequential(nn.GRU(D, H), nn.Linear(H, 1))
     parallel = nn.parallel.DistributedDataParallel(model)
-    sharded = fully_shard(copy.deepcopy(model), mesh=init_device_mesh("cpu", (2,)))
-    for given, path in ((parallel, "module.0"), (sharded, "0"), (nn.Sequential(nn.GRU(D, H), parallel), "1.module.0")):
+    sharded, used = (fully_shard(copy.deepcopy(model), mesh=init_device_mesh("cpu", (2,))) for _ in range(2))
+    used.unshard()  # as in a forward pass: its parameters look like any others
+    original = FullyShardedDataParallel(copy.deepcopy(model), use_orig_params=True, device_id=torch.device("cpu"))
+    for given, path in (
+        (parallel, "module.0"),
+        (sharded, "0"),
+        (used, "0"),
+        (original, "_fsdp_wrapped_module.0"),
+        (nn.Sequential(nn.GRU(D, H), parallel), "1.module.0"),
+    ):
         with pytest.raises(ValueError, match=f"DistributedDataParallel or FSDP was called with, got {path}: replace"):
             replace_rnn(given)
     functional = nn.GRU(D, H)

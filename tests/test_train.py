@@ -238,6 +238,16 @@ def test_batches_are_the_same_from_any_number_of_processes(workers):
         assert isinstance(batch, Questions) and all(map(torch.equal, batch, (each[1::2] for each in wanted)))
 
 
+def test_processes_that_make_batches_leave_a_hangup_to_the_first():
+    """It reaches all processes of a terminal; the first one saves, and then ends the others."""
+    task = ListOps(length=20, shortest=5, depth=3, arguments=4, batch_size=2, examination=1)
+    batches = iter(DataLoader(Batches(task, seed=0, start=0, rank=0, size=1), batch_size=None, num_workers=1))
+    next(batches)
+    (worker,) = batches._workers
+    os.kill(worker.pid, signal.SIGHUP)
+    assert all(next(batches) is not None for _ in range(20)) and worker.is_alive()
+
+
 def test_the_seed_decides_the_run(whole, config, tmp_path):
     train(config, tmp_path / "again", console=QUIET)
     assert_same_run(tmp_path / "again", whole)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 
+import torch.distributed as dist
 from torch import nn
 
 from minrnn.layers import MinGRU, MinGRUCell, MinLSTM, MinLSTMCell
@@ -23,9 +24,9 @@ def replace_rnn(model: nn.Module) -> nn.Module:
     Each replacement has the same settings, device, dtype, training mode and, parameter by parameter, requires_grad; its
     weights are fresh, so create the optimiser, DistributedDataParallel and the like afterwards. A module that is used
     in several places stays one module; two modules that share a parameter have one each afterwards.
-    Subclasses are left as they are and named in a warning: what they change cannot be known here. So are attributes,
-    such as plain lists, that still hold what was replaced. Hooks on a replaced module are lost. Code that asks for
-    `isinstance(rnn, nn.LSTM)` or `rnn.mode` must ask for `MinLSTM`: the replacements are no subclasses.
+    Subclasses are left as they are and named in a warning: what they change cannot be known here. So are attributes
+    that are lists, tuples, sets or dicts and still hold what was replaced. Hooks on a replaced module are lost. Code
+    that asks for `isinstance(rnn, nn.LSTM)` or `rnn.mode` must ask for `MinLSTM`: the new ones are no subclasses.
 
     Args:
         model: any module, on any device, "meta" included.
@@ -43,8 +44,7 @@ def replace_rnn(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"replace_rnn: model must be a torch.nn.Module, got {type(model).__name__}")
     places = list(model.named_modules(remove_duplicate=False))
-    parallel = tuple(f".{path}." if path else "." for path, module in places
-                     if isinstance(module, nn.parallel.DistributedDataParallel))  # fmt: skip
+    parallel = tuple(f".{path}." if path else "." for path, module in places if _shares_gradients(module))
     taken = [path or "the model itself" for path, module in places
              if type(module) in _SWAPS and (f".{path}.".startswith(parallel) or _is_taken(path, module))]  # fmt: skip
     if taken:
@@ -74,9 +74,17 @@ def replace_rnn(model: nn.Module) -> nn.Module:
 
 def _is_taken(path: str, module: nn.Module) -> bool:
     """Whether this RNN is one that torch.compile or FSDP works on."""
-    weights = list(module.parameters())
-    sharded = not weights or any(hasattr(each, "device_mesh") for each in weights)
-    return sharded or f".{path}".endswith("._orig_mod") or module._compiled_call_impl is not None
+    flat = next(module.parameters(), None) is None  # its weights are parts of a parameter elsewhere
+    return flat or f".{path}".endswith("._orig_mod") or module._compiled_call_impl is not None
+
+
+def _shares_gradients(module: nn.Module) -> bool:
+    """Whether it does so between processes, for the parameters that were below it when it was made."""
+    if not dist.is_available():
+        return False
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel  # slow, and only asked for here
+
+    return isinstance(module, nn.parallel.DistributedDataParallel | FullyShardedDataParallel | FSDPModule)
 
 
 def _holding(module: nn.Module, swapped: Mapping[nn.Module, nn.Module]) -> Iterator[str]:

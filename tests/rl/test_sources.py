@@ -266,19 +266,22 @@ def test_nothing_there(tmp_path):
 
 
 def test_a_dataset_that_is_not_here_and_cannot_be_downloaded(tmp_path, monkeypatch):
+    """Also where a directory of its name holds others."""
     import minari
 
     def offline(name, download):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(minari, "load_dataset", offline)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    (tmp_path / "mujoco" / "hopper" / "medium-v0" / "other-v0" / "data").mkdir(parents=True)
     refuses("mujoco/hopper/medium-v0", "a Minari dataset that is here or can be downloaded, .*no route to host")
 
 
 def test_a_dataset_whose_download_was_cut_off_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     (tmp_path / "full" / "half-v0" / "data").mkdir(parents=True)
-    wanted = rf"must be a whole Minari dataset, got '{tmp_path}/full/half-v0': .* removing it lets it begin anew"
+    wanted = rf"must be a whole Minari dataset, got '{tmp_path}/full/half-v0': .* removing that directory lets it begin"
     refuses("full/half-v0", wanted)
 
 

@@ -38,6 +38,8 @@ def save(model: SequenceModel, run: str | os.PathLike[str]) -> None:
     try:
         content = safetensors.torch.save(weights)
     except RuntimeError as error:
+        if "share memory" not in str(error):
+            raise
         reason = " ".join(str(error).split())
         raise ValueError(f"save: model must have weights that share no memory, got: {reason}") from error
     folder = Path(run)

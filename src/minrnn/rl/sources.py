@@ -378,8 +378,8 @@ def _find_minari(name: str) -> str:
         if ours:
             wanted = f"must have been made by `minrnn rl collect --env {ours[1]} --quality {ours[2]}`"
             raise ValueError(f"{wanted}, got none: {reason}") from error
-        if (here := get_dataset_path(name)).exists():
-            cut = "a download that was cut off leaves such a directory, and removing it lets it begin anew"
+        if ((here := get_dataset_path(name)) / "data").exists():
+            cut = "if a download of it was cut off, removing that directory lets it begin anew"
             raise ValueError(f"must be a whole Minari dataset, got {str(here)!r}: {reason} ({cut})") from error
         wanted = "must be a file, a directory, or a Minari dataset that is here or can be downloaded"
         raise ValueError(f"{wanted}, got an error: {type(error).__name__}: {reason}") from error

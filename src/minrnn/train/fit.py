@@ -34,7 +34,7 @@ def fit(model: SequenceModel, task: Task, config: TrainConfig, run: Path, consol
     Raises:
         ValueError: the checkpoint is not right, or the loss is no longer finite.
         OSError: the disk is full; the last checkpoint is unharmed.
-        Interrupted: stopped by Ctrl-C or SIGTERM; saved, and ready to go on.
+        Interrupted: stopped by Ctrl-C, SIGTERM or SIGHUP; saved, and ready to go on.
         KeyboardInterrupt: Ctrl-C once more, or outside the steps; the last checkpoint is unharmed.
     """
     for name in ("lightning.pytorch", "lightning.fabric"):

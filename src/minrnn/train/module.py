@@ -62,6 +62,8 @@ class Batches(IterableDataset):
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
         first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        if worker and HANGUP:  # a terminal tells all its processes: the first one decides
+            signal.signal(HANGUP, signal.SIG_IGN)
         for step in itertools.count(self.start + first, every):
             yield tree_map(lambda rows: rows[self.rank :: self.size], self.task.batch(self.seed, step))
 
@@ -127,8 +129,8 @@ class Journal(L.Callback):
         # Read now: when training starts, Lightning has put its own in their place. Other threads cannot set any.
         main_thread = threading.current_thread() is threading.main_thread()
         self._handlers = {signum: signal.getsignal(signum) for signum in AT_ONCE} if main_thread else {}
-        if main_thread and HANGUP and (handler := signal.getsignal(HANGUP)) != signal.SIG_IGN:  # as nohup sets it
-            self._handlers[HANGUP] = handler
+        if main_thread and HANGUP and signal.getsignal(HANGUP) == signal.SIG_DFL:  # nohup, or a host, has another
+            self._handlers[HANGUP] = signal.SIG_DFL
 
     @property
     def checkpoint(self) -> Path:
@@ -205,7 +207,8 @@ class Journal(L.Callback):
         self._asked_to_stop = signum
         signal.signal(signum, AT_ONCE.get(signum, signal.SIG_IGN))
         with contextlib.suppress(RuntimeError):  # the signal came in the middle of another write
-            say(self.console, "stopping after this step; the same signal once more stops at once")
+            once_more = "; the same signal once more stops at once" if signum in AT_ONCE else ""
+            say(self.console, f"stopping after this step{once_more}")
 
     def _check_finite(self, module: Training, step: int, name: str, value: float) -> None:
         if math.isfinite(value):

@@ -1,5 +1,6 @@
 """What the user sees while a run goes on: a live bar on a terminal, a line now and then anywhere else."""
 
+import errno
 import math
 import os
 import sys
@@ -39,13 +40,16 @@ class _Output:
     def _or_nothing(self) -> Iterator[None]:
         try:
             yield
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EPIPE):
+                raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 def make_console() -> Console:
     """The standard output; silent in all processes of a run but the first."""
-    return Console(file=cast(TextIO, _Output(sys.stdout)), quiet=rank_zero_only.rank > 0)
+    output = cast(TextIO, _Output(sys.stdout)) if sys.stdout else None  # closed by whoever started the process
+    return Console(file=output, quiet=rank_zero_only.rank > 0)
 
 
 class Bar(L.Callback):

@@ -45,7 +45,7 @@ def train(
     Raises:
         ValueError: the data, the directory or the checkpoint are not right, or the loss is no longer finite.
         OSError: the disk is full; the last checkpoint is unharmed.
-        Interrupted: stopped by Ctrl-C or SIGTERM; saved, and ready to resume.
+        Interrupted: stopped by Ctrl-C, SIGTERM or SIGHUP; saved, and ready to resume.
         KeyboardInterrupt: Ctrl-C once more, or outside the steps; the last checkpoint is unharmed.
     """
     console = console or make_console()
