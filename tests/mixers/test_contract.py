@@ -8,6 +8,8 @@ import pickle
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrize, prune
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -315,6 +317,19 @@ def test_parametrized_layers_follow_what_they_are_made_from(name, part, dtype):
 
 @pytest.mark.parametrize("resets", [False, True])
 @pytest.mark.parametrize(("name", "part"), [("aaren", "key"), ("mlstm", "gates"), ("gru", "rnn"), ("lstm", "rnn")])
+def test_layers_with_hooks_run_in_16_bits(name, part, resets):
+    mixer, x = make(name, torch.bfloat16), series(2, 9, torch.bfloat16)
+    reset, seen = torch.rand(2, 9) < 0.3 if resets else None, []
+    wanted = mixer(x, reset=reset)[0]
+    getattr(mixer, part).register_forward_hook(lambda *_: seen.append(True))
+    y, state = mixer(x, reset=reset)
+    assert seen and y.dtype == torch.bfloat16
+    assert_near(y, wanted, torch.bfloat16)
+    assert [each.dtype for each in tree_leaves(state)] == [each.dtype for each in tree_leaves(mixer.initial_state(2))]
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize(("name", "part"), [("aaren", "key"), ("mlstm", "gates"), ("gru", "rnn"), ("lstm", "rnn")])
 def test_pruned_layers_follow_what_they_are_made_from(name, part, resets):
     mixer, x = make(name), series(2, 30)
     reset = torch.rand(2, 30) < 0.2 if resets else None
@@ -448,6 +463,8 @@ def test_parameters_get_the_rates_that_they_ask_for(name):
         for p in group["params"]
     }
     assert len(rates) == len(list(model.parameters()))
+    few = torch.optim.AdamW(parameter_groups(model, 1e-6, 0.1))  # below all limits; a checkpoint's rate may change
+    few.load_state_dict(torch.optim.AdamW(parameter_groups(model, 1e-2, 0.1)).state_dict())
     for mixer in model.modules():
         if isinstance(mixer, Mixer):
             for parameter, asks in mixer.tuning().items():
@@ -486,3 +503,27 @@ def test_a_width_is_no_less_than_its_product(width, expansion, hidden):
         assert make_mixer(name, width, {"expansion": expansion}).hidden == hidden
     assert make_mixer("mamba", width, {"expansion": expansion}).input.out_features == hidden
     assert make_mixer("mlstm", 1600, {"expansion": 2.2}).inner == 3520
+
+
+def test_a_place_that_is_none_is_refused():
+    for place in (Place(3), Place(-1, 2), Place(2, 2)):
+        with pytest.raises(ValueError, match=r"place must have a layer from 0 to below its layers, got Place"):
+            make_mixer("rwkv4", D, {}, place)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", MIXERS)
+def test_blocks_may_be_sharded_one_by_one(name):
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", rank=0, world_size=1, store=FakeStore())
+    try:
+        torch.manual_seed(0)
+        model = LanguageModel(LanguageModelConfig(5, BackboneConfig(8, 2, name, conv=2))).eval()
+        tokens = torch.randint(5, (2, 9))
+        wanted, _ = model(tokens)
+        for part in (*model.backbone.blocks, model):
+            fully_shard(part, mesh=init_device_mesh("cpu", (1,)))
+        assert_close(model(tokens)[0], wanted, torch.float32)
+    finally:
+        torch.distributed.destroy_process_group()

@@ -78,6 +78,12 @@ def test_without_decay_and_bonus_it_is_attention_of_one_query(backend):
     compare((y, ()), (expected[..., 0].mT, ()), [keys, values], y.dtype)
 
 
+def test_a_state_of_zeros_is_no_past(backend):
+    given, _ = arguments(2, 20, 3)
+    zeros = torch.zeros(2, 3, dtype=torch.float64)
+    compare(wkv(*given, WKVState(zeros, zeros, zeros)), wkv(*given), given, torch.float64)
+
+
 @pytest.mark.parametrize("time", [0, 1, 2, 16, 17, 63])
 def test_whole_chunked_and_stepped_agree(backend, time):
     args, initial = arguments(2, time, 5)

@@ -53,7 +53,8 @@ class Mixer(nn.Module, ABC):
     A state is opaque to its holder: it is got from `initial_state` or from a call, and given to the next call. It is a
     tree of tensors for `torch.utils._pytree`, whose first dimension is the batch; `torch.load` needs weights_only=False
     for one that was saved. Its recurrent parts are float32 where the model is 16-bit. There are no `lengths`: padding
-    on the right would be read, and be in the state.
+    on the right would be read, and be in the state. Begin sequences anew by `reset`, not by a product with zeros: some
+    states hold -inf. A mixer made on "meta" gets its weights from the `state_dict` of one that was not.
     """
 
     def tuning(self) -> Mapping[str, Tuning]:

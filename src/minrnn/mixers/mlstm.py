@@ -5,6 +5,7 @@ B batch, T time, D model width, W inner width, H heads, d = W / H channels of a 
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -137,7 +138,9 @@ class MLSTM(Mixer):
             parts = zip((q, k, v), self.gates.weight.chunk(3, 1), strict=True)
             gates = sum(F.linear(part, weight).to(level.dtype) for part, weight in parts) + self.gates.bias
         else:
-            gates = self.gates(torch.cat([q, k, v], -1)).to(level.dtype)
+            # Of a 16-bit model the weights are, and the bias is not.
+            with torch.autocast(x.device.type, q.dtype) if q.dtype != level.dtype else nullcontext():
+                gates = self.gates(torch.cat([q, k, v], -1)).to(level.dtype)
         q, k, v = (part.unflatten(-1, (heads, size)) for part in (q, k, v))
         into, forget = gates.chunk(2, -1)
         h, *memory = mlstm(q, k, v, into, forget, matrix, normalizer, level, reset)

@@ -244,9 +244,11 @@ class TorchMixer(RNNMixer):
                 options = (True, 1, 0.0, torch.is_grad_enabled(), False, *batch_first)
                 hidden, *after = self.kernel(*series, before, weights, *options)
             else:
-                hidden, after = self.rnn(series[0] if len(series) == 1 else PackedSequence(*series), before)
-                hidden = hidden.data if isinstance(hidden, PackedSequence) else hidden
-                after = after if isinstance(after, tuple) else (after,)
+                narrow = [part.to(self.weight.dtype) for part in (series[0], *parts)]
+                before = tuple(narrow[1:]) if len(parts) > 1 else narrow[1]
+                hidden, after = self.rnn(PackedSequence(narrow[0], *series[1:]) if series[1:] else narrow[0], before)
+                hidden = (hidden.data if isinstance(hidden, PackedSequence) else hidden).to(state.h.dtype)
+                after = tuple(part.to(state.h.dtype) for part in (after if isinstance(after, tuple) else (after,)))
         return hidden, self.kind(*(part[0] for part in after))
 
 

@@ -227,7 +227,7 @@ class StateSpace(Mixer):
     Whole sequences are convolved with the impulse response of their length, computed for each call; few steps, and the
     steps of few sequences, follow the recurrence. The state is complex, (B, D, N/2), and formed when it is looked at
     (`LazyState`). All of the state-space model stays in float32 in a 16-bit module. D begins as N(0, 1), C as complex
-    N(0, 1), the steps log-uniform in [dt_min, dt_max].
+    N(0, 1), the steps log-uniform in [dt_min, dt_max]. Under torch.compile each length is a graph of its own.
 
     Args:
         width: D.

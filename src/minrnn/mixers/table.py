@@ -221,7 +221,7 @@ def make_mixer(name: str, width: int, options: Mapping[str, Any] | None = None, 
         place: where in its stack it stands.
 
     Raises:
-        ValueError: as `mixer_config`.
+        ValueError: as `mixer_config`; or there is no such place.
 
     Example:
         >>> mixer = make_mixer("mamba", 64, {"expansion": 2})
@@ -230,6 +230,8 @@ def make_mixer(name: str, width: int, options: Mapping[str, Any] | None = None, 
 
     (State-space mixers want smaller learning rates for some of their weights: `parameter_groups` knows which.)
     """
+    if not 0 <= place.layer < place.layers:
+        raise ValueError(f"make_mixer: place must have a layer from 0 to below its layers, got {place}")
     config, dtype = mixer_config(name, options or {}), torch.get_default_dtype()
     wide = accumulate_dtype(dtype)
     torch.set_default_dtype(wide)

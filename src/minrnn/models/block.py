@@ -76,7 +76,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
         check_tensor("Block", "x", x)
-        state = self.initial_state(len(x)) if state is None else state
+        if state is None:  # each part makes its own: sharded ones have weights for it only when they are called
+            state = tuple(None if isinstance(part, Mixer) else () for part in (self.conv, self.mixer, self.mlp))
         _check_parts("Block", state, 3)
         before, mixed, after = state
         if self.conv is not None:
@@ -119,7 +120,7 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor, state: Any = None, *, reset: Tensor | None = None) -> tuple[Tensor, Any]:
         """y and the state after the last step; arguments and errors as in `Mixer.forward`."""
         check_tensor("Backbone", "x", x)
-        state = self.initial_state(len(x)) if state is None else state
+        state = (None,) * len(self.blocks) if state is None else state
         _check_parts("Backbone", state, len(self.blocks))
         after = []
         for block, before in zip(self.blocks, state, strict=True):

@@ -106,9 +106,12 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[d
         if isinstance(mixer, Mixer)
         for parameter, tuning in mixer.tuned().items()
     }
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         tuning = asked.get(id(parameter), Tuning())
-        decay = weight_decay if tuning.decay and id(parameter) in matrices else 0.0
-        groups.setdefault((min(lr * tuning.lr_scale, tuning.lr_limit), decay), []).append(parameter)
-    return [{"params": each, "lr": rate, "weight_decay": decay} for (rate, decay), each in groups.items()]
+        decays = tuning.decay and id(parameter) in matrices
+        groups.setdefault((tuning.lr_scale, tuning.lr_limit, decays), []).append(parameter)
+    return [
+        {"params": each, "lr": min(lr * scale, limit), "weight_decay": weight_decay if decays else 0.0}
+        for (scale, limit, decays), each in groups.items()
+    ]

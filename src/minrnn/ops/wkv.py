@@ -83,6 +83,8 @@ def wkv(
     if values.dtype != keys.dtype:
         raise TypeError(f"{caller}: values must have the dtype of keys, {keys.dtype}, got {values.dtype}")
     check_reset(caller, reset, keys)
+    # What weighs nothing does so in any unit, as in a state of zeros.
+    initial = initial._replace(max=initial.max.masked_fill(initial.weight == 0, -math.inf))
     run: Callable[..., tuple[Tensor, ...]]
     run = _fused if backends.choose(backends.forced(None), keys, caller, gpu=False) == "native" else _plain
     y, average, weight, top = run(*(x.to(dtype) for x in (keys, values, decay, bonus, *initial)), reset)
