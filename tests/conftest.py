@@ -2,9 +2,12 @@
 
 import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
+import torch.distributed as dist
 from rich.console import Console
 
 # Where tests run in several processes, each has its share of the cores, and so have the commands that it starts:
@@ -94,3 +97,15 @@ def _mend_interpreter() -> None:
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     _mend_interpreter()
+
+
+@contextmanager
+def process_group(size: int) -> Iterator[None]:
+    """A process group of which this process is the first; the others, if there are any, never answer."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

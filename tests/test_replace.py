@@ -6,13 +6,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from conftest import process_group
 from minrnn.layers import MinGRU, MinGRUCell, MinLSTM, MinLSTMCell
 from minrnn.replace import replace_rnn
 
@@ -148,12 +148,8 @@ def test_what_was_compiled_by_itself_is_refused():
 
 @pytest.fixture
 def two_ranks():
-    """A process group of two, of which this process is one and the other never answers."""
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
-    yield
-    dist.destroy_process_group()
+    with process_group(2):
+        yield
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

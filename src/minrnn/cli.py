@@ -123,7 +123,8 @@ def train(arguments: list[str]) -> int:
         for key, value in given.items():
             kept = config.to_dict()[key]
             if isinstance(value, dict):  # options of the mixer, the rest of which are kept
-                kept = {name: getattr(mixer_config(config.backbone.mixer, kept), name, None) for name in value}
+                options = mixer_config(config.backbone.mixer, kept)
+                kept = {name: getattr(options, name, None) for name in value}
             if value != kept:
                 raise ValueError(f"--{key} must be {kept!r} to resume the run in {run}, got {value!r}")
         config = dataclasses.replace(config, task=dataclasses.replace(config.task, data=data))

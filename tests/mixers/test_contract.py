@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrize, prune
 from torch.utils._pytree import tree_leaves, tree_map
 
-from conftest import assert_close
+from conftest import assert_close, process_group
 from minrnn._shapes import accumulate_dtype
 from minrnn.mixers import MIXERS, Mixer, detach_state, make_mixer
 from minrnn.mixers.contract import Place
@@ -514,16 +514,11 @@ def test_a_place_that_is_none_is_refused():
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", MIXERS)
 def test_blocks_may_be_sharded_one_by_one(name):
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    torch.distributed.init_process_group("fake", rank=0, world_size=1, store=FakeStore())
-    try:
-        torch.manual_seed(0)
-        model = LanguageModel(LanguageModelConfig(5, BackboneConfig(8, 2, name, conv=2))).eval()
-        tokens = torch.randint(5, (2, 9))
-        wanted, _ = model(tokens)
+    torch.manual_seed(0)
+    model = LanguageModel(LanguageModelConfig(5, BackboneConfig(8, 2, name, conv=2))).eval()
+    tokens = torch.randint(5, (2, 9))
+    wanted, _ = model(tokens)
+    with process_group(1):
         for part in (*model.backbone.blocks, model):
             fully_shard(part, mesh=init_device_mesh("cpu", (1,)))
         assert_close(model(tokens)[0], wanted, torch.float32)
-    finally:
-        torch.distributed.destroy_process_group()
