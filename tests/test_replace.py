@@ -130,7 +130,9 @@ def test_a_model_that_cannot_be_replaced_stays_as_it_was():
 
 def test_what_was_compiled_by_itself_is_refused():
     model = nn.ModuleDict({"plain": nn.GRU(D, H), "deep": nn.Sequential(torch.compile(nn.GRU(D, H)))})
-    with pytest.raises(ValueError, match=r"torch\.compile, .* called with, got deep\.0\._orig_mod: replace it first"):
+    with pytest.raises(
+        ValueError, match=r"torch\.compile, .* called with, .*, got deep\.0\._orig_mod: replace it first"
+    ):
         replace_rnn(model)
     assert type(model["plain"]) is nn.GRU
     compiled = torch.compile(nn.Sequential(nn.GRU(D, H)), backend="eager")
@@ -159,22 +161,24 @@ def test_what_is_distributed_is_refused(two_ranks):
     parallel = nn.parallel.DistributedDataParallel(model)
     sharded, used = (fully_shard(copy.deepcopy(model), mesh=init_device_mesh("cpu", (2,))) for _ in range(2))
     used.unshard()  # as in a forward pass: its parameters look like any others
+    alone = nn.Sequential(fully_shard(nn.GRU(D, H), mesh=init_device_mesh("cpu", (2,))), nn.GRU(H, H))
     original = FullyShardedDataParallel(copy.deepcopy(model), use_orig_params=True, device_id=torch.device("cpu"))
     for given, path in (
         (parallel, "module.0"),
         (sharded, "0"),
         (used, "0"),
+        (alone, "0"),
         (original, "_fsdp_wrapped_module.0"),
         (nn.Sequential(nn.GRU(D, H), parallel), "1.module.0"),
     ):
-        with pytest.raises(ValueError, match=f"DistributedDataParallel or FSDP was called with, got {path}: replace"):
+        with pytest.raises(ValueError, match=f"or FSDP was called with, .*, got {path}: replace"):
             replace_rnn(given)
     functional = nn.GRU(D, H)
     for name in [name for name, _ in functional.named_parameters()]:
         weight = getattr(functional, name).detach()
         delattr(functional, name)
         setattr(functional, name, weight)
-    with pytest.raises(ValueError, match="got the model itself"):
+    with pytest.raises(ValueError, match="or that has no parameters, got the model itself"):
         replace_rnn(functional)
     encoder = nn.ModuleDict({"enc": nn.parallel.DistributedDataParallel(nn.Linear(D, H)), "encoder": nn.GRU(D, H)})
     assert isinstance(replace_rnn(encoder)["encoder"], MinGRU)

@@ -221,10 +221,9 @@ def test_a_killed_worker_loses_only_its_own_cell(jobs, tmp_path, monkeypatch):
             time.sleep(0.05)
         at_work[wanted[0].name].worker.kill()
 
-    killer = threading.Thread(target=kill)
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     records = run(wanted, results, jobs=jobs, console=QUIET)
-    killer.join()
     assert records[0]["error"] == "its process ended by SIGKILL"
     assert [record["result"]["step"] for record in records[1:]] == [40, 40]
 
@@ -264,18 +263,28 @@ def test_a_worker_whose_parent_is_gone_ends_without_a_record(tmp_path):
     process.stdin.write(json.dumps(dataclasses.asdict(long)) + "\n")
     process.stdin.close()
     process.stdout.close()  # as when a kill -9 has ended who reads it
-    assert process.wait(timeout=60) != 0
+    try:
+        assert process.wait(timeout=60) != 0
+    finally:
+        process.kill()
     assert not Results(tmp_path).path(long).exists()
 
 
-def test_what_is_not_installed_is_named_with_its_extra(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gymnasium", "needs gymnasium, which is not installed: pip install minrnn[rl]"),
+        ("xlstm.blocks", "needs xlstm.blocks, which is not installed: pip install minrnn[peers]"),
+        ("unheard", "No module named 'unheard'"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_its_extra(name, reason, tmp_path, monkeypatch):
     def needs(*_):
-        raise ModuleNotFoundError("No module named 'gymnasium'", name="gymnasium")
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setitem(worker.MEASURES, "training", needs)
     worker.measure(cell(), Results(tmp_path), None, QUIET)
-    wanted = "ModuleNotFoundError: needs gymnasium, which is not installed: pip install minrnn[rl]"
-    assert Results(tmp_path).read(cell())["error"] == wanted
+    assert Results(tmp_path).read(cell())["error"] == f"ModuleNotFoundError: {reason}"
 
 
 def test_ctrl_c_keeps_what_is_finished_and_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import os
 import re
 import shlex
 import sys
@@ -14,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from minrnn._console import silence
 from minrnn._extras import how_to_install
 
 USAGE = """\
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _fail(name, reason)
     except BrokenPipeError:  # whoever read the output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return 0
     except (ValueError, OSError) as error:
         return _fail(name, str(error))

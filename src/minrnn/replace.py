@@ -1,9 +1,9 @@
 """replace_rnn: the one-line swap of PyTorch's gated RNNs for the minimal ones."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 
-import torch.distributed as dist
 from torch import nn
 
 from minrnn.layers import MinGRU, MinGRUCell, MinLSTM, MinLSTMCell
@@ -36,7 +36,7 @@ def replace_rnn(model: nn.Module) -> nn.Module:
     Raises:
         TypeError: `model` is not a module.
         ValueError: torch.compile, DistributedDataParallel or FSDP was given one of these modules, and would go on with
-            the old one. (Compiled modules around them are no hindrance.)
+            the old one (compiled modules around them are no hindrance); or the weights of one are no parameters.
 
     Example:
         >>> model = replace_rnn(nn.Sequential(nn.Embedding(100, 16), nn.GRU(16, 32)))
@@ -45,12 +45,16 @@ def replace_rnn(model: nn.Module) -> nn.Module:
         raise TypeError(f"replace_rnn: model must be a torch.nn.Module, got {type(model).__name__}")
     places = list(model.named_modules(remove_duplicate=False))
     parallel = tuple(f".{path}." if path else "." for path, module in places if _shares_gradients(module))
-    taken = [path or "the model itself" for path, module in places
-             if type(module) in _SWAPS and (f".{path}.".startswith(parallel) or _is_taken(path, module))]  # fmt: skip
+    taken = [
+        path or "the model itself"
+        for path, module in places
+        if (isinstance(module, tuple(_SWAPS)) and _shares_gradients(module))  # which makes it one of a subclass
+        or (type(module) in _SWAPS and (f".{path}.".startswith(parallel) or _is_taken(path, module)))
+    ]
     if taken:
         raise ValueError(
             "replace_rnn: model must have no RNN that torch.compile, DistributedDataParallel or FSDP was called with, "
-            f"got {', '.join(taken)}: replace it first"
+            f"or that has no parameters, got {', '.join(taken)}: replace it first"
         )
     # All are made before the first is swapped: where one cannot be, the model stays as it was.
     swapped = {module: _counterpart(module) for module in model.modules() if type(module) in _SWAPS}
@@ -80,11 +84,9 @@ def _is_taken(path: str, module: nn.Module) -> bool:
 
 def _shares_gradients(module: nn.Module) -> bool:
     """Whether it does so between processes, for the parameters that were below it when it was made."""
-    if not dist.is_available():
-        return False
-    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel  # slow, and only asked for here
-
-    return isinstance(module, nn.parallel.DistributedDataParallel | FullyShardedDataParallel | FSDPModule)
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # slow to import; where nobody has, nothing is of it
+    kinds = (fsdp.FSDPModule, fsdp.FullyShardedDataParallel) if fsdp else ()
+    return isinstance(module, (nn.parallel.DistributedDataParallel, *kinds))
 
 
 def _holding(module: nn.Module, swapped: Mapping[nn.Module, nn.Module]) -> Iterator[str]:

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 from torch.autograd import forward_ad
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from conftest import assert_close, process_group
 from minrnn._shapes import accumulate_dtype
 from minrnn.mixers import MIXERS, Mixer, detach_state, make_mixer
-from minrnn.mixers.contract import Place
+from minrnn.mixers.contract import Place, plain
 from minrnn.models import BackboneConfig, LanguageModel, LanguageModelConfig, generate, load, parameter_groups, save
 from parity import check_resets, chunked, compare
 
@@ -326,6 +327,20 @@ def test_layers_with_hooks_run_in_16_bits(name, part, resets):
     assert seen and y.dtype == torch.bfloat16
     assert_near(y, wanted, torch.bfloat16)
     assert [each.dtype for each in tree_leaves(state)] == [each.dtype for each in tree_leaves(mixer.initial_state(2))]
+
+
+def test_compiled_layers_are_known_as_plain_as_eager_ones_are():
+    """If not, they are called, and the gates of mLSTM rounded to 16 bits on the way."""
+    layer, x = nn.Linear(2, 2), torch.ones(3)
+    hooked, own = copy.deepcopy(layer), copy.deepcopy(layer)
+    hooked.register_forward_hook(lambda *_: None)
+    own.forward = lambda x: x
+    for each, wanted in ((layer, 1), (hooked, -1), (own, -1)):
+        torch.compiler.reset()
+        compiled = torch.compile(
+            lambda x, each=each: x if plain(each, nn.Linear) else -x, backend="eager", fullgraph=True
+        )
+        assert torch.equal(compiled(x), wanted * x)
 
 
 @pytest.mark.parametrize("resets", [False, True])

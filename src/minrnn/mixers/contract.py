@@ -110,7 +110,7 @@ class Mixer(nn.Module, ABC):
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> Any:
-        """The state at the beginning of `batch_size` sequences."""
+        """The state at the beginning of `batch_size` sequences. (Of a mixer that is sharded by FSDP2, take None.)"""
 
     @property
     @abstractmethod
@@ -183,7 +183,7 @@ def check_state(caller: str, state: object, kind: type, like: Tensor | None = No
 def plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer is what its weights say, so that they may be read and it need not be called: no adapter with a
     forward of its own, no hook, such as pruning's. (A parametrization acts on reading.)"""
-    own = getattr(layer.forward, "__func__", None) is kind.forward
+    own = type(layer).forward is kind.forward and "forward" not in vars(layer)
     return own and not (layer._forward_pre_hooks or layer._forward_hooks)
 
 

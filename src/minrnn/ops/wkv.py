@@ -83,8 +83,6 @@ def wkv(
     if values.dtype != keys.dtype:
         raise TypeError(f"{caller}: values must have the dtype of keys, {keys.dtype}, got {values.dtype}")
     check_reset(caller, reset, keys)
-    # What weighs nothing does so in any unit, as in a state of zeros.
-    initial = initial._replace(max=initial.max.masked_fill(initial.weight == 0, -math.inf))
     run: Callable[..., tuple[Tensor, ...]]
     run = _fused if backends.choose(backends.forced(None), keys, caller, gpu=False) == "native" else _plain
     y, average, weight, top = run(*(x.to(dtype) for x in (keys, values, decay, bonus, *initial)), reset)
@@ -111,6 +109,8 @@ def _plain(
 
     if keys.shape[1] == 0:
         return keys * values, average.clone(), weight.clone(), top.clone()
+    # What weighs nothing does so in any unit, as in a state of zeros. (The kernel has its gradient; here it is lost.)
+    top = top.masked_fill(weight == 0, -math.inf)
     tops = _running_max(keys.detach(), decay.detach(), top.detach(), reset).to(keys.dtype)
     past = before(top.detach(), tops, -math.inf)
     # The difference of the maxima first: it is exact where they are close, so that no rounding becomes a decay.

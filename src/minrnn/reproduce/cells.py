@@ -95,6 +95,10 @@ class Results:
         record = self.read(cell)
         return record is not None and "error" not in record
 
+    def has_begun(self, cell: Cell) -> bool:
+        """Whether there is something to go on from; raises as `read` does."""
+        return read_same(self.work(cell) / BEGUN, {"minrnn": minrnn.__version__, **cell.config}) is not None
+
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """What was measured, or why it failed; None where there is nothing, or a file that is torn or has neither.
 
@@ -102,9 +106,8 @@ class Results:
             ValueError: the file, or what is at work on the cell, is of another version, or of the same cell with
                 another config.
         """
-        version = {"minrnn": minrnn.__version__}
-        read_same(self.work(cell) / BEGUN, {**version, **cell.config})
-        record = read_same(self.path(cell), {"format": FORMAT, **version, **asdict(cell)})
+        self.has_begun(cell)
+        record = read_same(self.path(cell), {"format": FORMAT, "minrnn": minrnn.__version__, **asdict(cell)})
         return record if record and "facts" in record and record.keys() & {"error", "seconds"} else None
 
     def write(self, cell: Cell, record: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -15,12 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch.utils._pytree import tree_leaves
 
-from minrnn._console import say
+from minrnn._console import say, silence
 from minrnn.train.module import Journal
 
 
 class _Output:
-    """The standard output, or nothing once nobody reads it: a terminal that is gone ends no training."""
+    """The standard output, or nothing once nobody reads it: a terminal or a pipe that is gone ends no training."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -28,9 +27,10 @@ class _Output:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.file, name)
 
-    def write(self, text: str) -> None:
+    def write(self, text: str) -> int:
         with self._or_nothing():
             self.file.write(text)
+        return len(text)
 
     def flush(self) -> None:
         with self._or_nothing():
@@ -43,7 +43,7 @@ class _Output:
         except OSError as error:
             if error.errno not in (errno.EIO, errno.EPIPE):
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+            silence(self.file)
 
 
 def make_console() -> Console:
