@@ -1,6 +1,7 @@
 """The report: numbers worked out by hand, cells without a result, and pages that are whole, closed and escaped."""
 
 import dataclasses
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -10,8 +11,9 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib.figure import Figure
 
+import minrnn
 from minrnn.reproduce import figures, report, report_timing
-from minrnn.reproduce.cells import SCALES, Cell, Results
+from minrnn.reproduce.cells import BEGUN, SCALES, Cell, Results
 from minrnn.reproduce.experiments import EXPERIMENTS, Experiment, cells
 from minrnn.reproduce.page import Found, signed
 from minrnn.reproduce.published import NOTES, PUBLISHED, URL
@@ -78,7 +80,10 @@ def layers(tmp_path):
     results.write(of(wanted, "minGRU", "3 layers")[0], record(0.123))
     for cell in of(wanted, "minLSTM", "3 layers"):
         results.write(cell, {"error": "MemoryError: none left", "facts": FACTS})
-    results.work(of(wanted, "minLSTM unnormalized", "1 layer")[1]).mkdir(parents=True)
+    begun, empty, *_ = of(wanted, "minLSTM unnormalized", "1 layer")
+    for cell in (begun, empty):
+        results.work(cell).mkdir(parents=True)
+    (results.work(begun) / BEGUN).write_text(json.dumps({"minrnn": minrnn.__version__, **begun.config}))
     stale = of(wanted, "minLSTM unnormalized", "2 layers")[0]
     results.write(dataclasses.replace(stale, config={**stale.config, "train": {"steps": 1}}), record())
     return results, wanted
@@ -189,12 +194,14 @@ def test_seeds_that_scatter_are_not_told_apart(tmp_path):
     assert "minRNN's convention" in drawn and "S4's convention" not in drawn  # no axes without a line
 
 
-def test_no_difference_is_formed_to_scaled_accuracies(tmp_path):
+def test_beside_scaled_accuracies_ours_are_scaled_too(tmp_path):
     results, wanted = Results(tmp_path), cells(["formal"], "laptop")
     for system in ("Mamba", "minLSTM"):
         results.write(of(wanted, system, "majority")[0], record(0.5))
     _, page = built(results, wanted, tmp_path)
-    assert ["Mamba", "1,234,567", "50.0", "69.0 scaled", "", "1"] in rows(page)
+    assert "majority (best constant answer: 3.3)" in page
+    scaled = 100 * (50 - 3.3) / (100 - 3.3)
+    assert ["Mamba", "1,234,567", f"50.0; {scaled:.1f} scaled", "69.0 scaled", f"−{69 - scaled:.1f}", "1"] in rows(page)
     assert ["minLSTM", "1,234,567", "50.0", "93.0", "−43.0", "1"] in rows(page)
     assert "scaled accuracies" in page
 
@@ -312,6 +319,14 @@ def timed(cell):
     names = [quantity.name for quantity in report_timing.QUANTITIES[config["measure"]]]
     where = f"at batch {config['batch']}, length {config['length']}"
     return {(cell.experiment, line, f"{name} {where}") for line in lines for name in names}
+
+
+def test_the_papers_numbers_of_other_scales_are_shown(tmp_path):
+    """At laptop scale no data are of medium-expert policies."""
+    _, page = built(Results(tmp_path), cells(["rl"], "laptop"), tmp_path)
+    assert ["data", *dict.fromkeys(system for system, _ in PUBLISHED["rl"])] in rows(page)
+    expert = ["Hopper medium-expert", "109.6", "110.8", "103.9", "111.1", "110.3 ± 1.6", "109.7 ± 2.7"]
+    assert expert in rows(page) and len([row for row in rows(page) if row[0] == "Hopper medium"]) == 0
 
 
 def test_the_papers_numbers_belong_to_cells():

@@ -165,7 +165,7 @@ SYSTEMS: dict[str, System] = {
     "MinGRU": System(_torch_rnn(MinGRU), ("nn.GRU", "GRU-loop", "minGRU-pytorch", "mamba"), "products-2H"),
     "nn.GRU": System(_torch_rnn(nn.GRU)),
     "GRU-loop": System(partial(Loops, GRULoop)),
-    "minGRU-pytorch": System(_mingru_pytorch, package="minGRU_pytorch"),
+    "minGRU-pytorch": System(_mingru_pytorch, ("GRU-loop",), package="minGRU_pytorch"),
     "products-3H": System(lambda load: Products(load, 3)),
     "MinLSTM": System(_torch_rnn(MinLSTM), ("nn.LSTM", "LSTM-loop", "mamba"), "products-3H"),
     "nn.LSTM": System(_torch_rnn(nn.LSTM)),

@@ -6,7 +6,7 @@ from minrnn.models import BackboneConfig
 from minrnn.reproduce.cells import Cell, Scale, Settings, with_defaults
 from minrnn.reproduce.cells_training import BARE, MINGRU, MINLSTM
 
-_TIMED = ["LSTM-loop", "GRU-loop", "nn.LSTM", "nn.GRU", "MinLSTM", "MinGRU", "mamba"]
+_TIMED = ["LSTM-loop", "GRU-loop", "nn.LSTM", "nn.GRU", "MinLSTM", "MinGRU", "minGRU-pytorch", "mamba"]
 
 
 def speed(scale: Scale) -> Iterable[Cell]:

@@ -72,9 +72,12 @@ _FASTER = (
     "learning rate 3e-3 with a warm-up and a cosine instead of a constant 1e-4 (the paper's text) or 3e-4 (its code), "
     "weight decay 0.1 instead of 0.05, beta2 0.99 instead of 0.999: two hundred times fewer steps"
 )
-_IN_TURNS = "the library's nn.LSTM and nn.GRU stand beside the step loops; all systems take turns, round by round"
 _OWN_MAMBA = "Mamba is minrnn's, not its authors' kernels for GPUs"
-_OTHER_MACHINE = "processor cores instead of a T4 GPU, and fewer rounds of what is slow, but at least 3"
+_SLOWER = "processor cores instead of {}, and fewer rounds of what is slow, but at least 3"
+_OWN_KERNELS = (
+    "MinGRU and MinLSTM are fused kernels, in C or, on a GPU, in Triton; the paper's are ordinary PyTorch operations "
+    "in log space"
+)
 _WIDTHS = (
     "one layer of 16 and of 64 channels, float32: the paper's sizes are not known; by the bytes that a T4 can move, "
     "its times hold for about 15 channels at most"
@@ -84,8 +87,16 @@ _UNEQUAL = (
     "between them"
 )
 _LAYERS = _UNEQUAL.format("MinGRU and MinLSTM are the layers alone, as nn.GRU and nn.LSTM are")
+_TRAINING_STEPS = (
+    _OWN_KERNELS,
+    "minGRU-pytorch, another package's minGRU, stands for the paper's: in log space, by ordinary PyTorch operations, "
+    "which keep for backward what they hand on",
+    "the library's nn.LSTM and nn.GRU stand beside the step loops; all systems take turns, round by round",
+    "no loss: backward begins from a gradient of the output, which is the same for all systems",
+    _LAYERS,
+    _OWN_MAMBA,
+)
 _MIXERS = _UNEQUAL.format("minGRU and minLSTM are as wide as the model, without a convolution, as GRU and LSTM are")
-_GRADIENT = "no loss: backward begins from a gradient of the output, which is the same for all systems"
 _CONTEXT = (
     "the context, read at once, and one token after it are timed apart",
     "the Transformer (attention with rotary positions, no MLP) is not in the paper; each token copies its whole cache",
@@ -158,8 +169,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         "seconds",
         {
             "smoke": _SMOKE,
-            "laptop": (_WIDTHS, _OTHER_MACHINE, _IN_TURNS, _GRADIENT, _LAYERS, _OWN_MAMBA),
-            "paper": (_WIDTHS, _IN_TURNS, _GRADIENT, _LAYERS, _OWN_MAMBA),
+            "laptop": (_WIDTHS, _SLOWER.format("a T4 GPU"), *_TRAINING_STEPS),
+            "paper": (_WIDTHS, *_TRAINING_STEPS),
         },
         cells_timing.speed,
     ),
@@ -172,13 +183,14 @@ EXPERIMENTS: dict[str, Experiment] = {
             "smoke": _SMOKE,
             "laptop": (
                 _SIZES.format("3 layers of 128 channels"),
-                _OTHER_MACHINE,
+                _SLOWER.format("GPUs"),
                 *_CONTEXT,
                 "the Transformer ends at 16,384, in batches above 8 at 4,096: the next context would take it minutes",
                 _MIXERS,
+                _OWN_KERNELS,
                 _OWN_MAMBA,
             ),
-            "paper": (_SIZES.format("3 layers of 384 channels"), *_CONTEXT, _MIXERS, _OWN_MAMBA),
+            "paper": (_SIZES.format("3 layers of 384 channels"), *_CONTEXT, _MIXERS, _OWN_KERNELS, _OWN_MAMBA),
         },
         cells_timing.inference,
     ),

@@ -5,6 +5,7 @@ Lines are told apart by colour, dashes and markers. The ink is `currentColor`: t
 
 import io
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,8 +32,16 @@ FAMILIES = {
     "xlstm": ("#E69F00", "*"),
     "hyena": ("#999999", "d"),
 }
-# Of names that are no system's: one colour after the other.
-OTHERS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"
+# Of names that are no system's: one after the other.
+OTHERS = (
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "D"),
+    ("#CC79A7", "P"),
+    ("#E69F00", "v"),
+    ("#56B4E9", "^"),
+    ("#999999", "X"),
+)
 # Dashes and filling of the markers: the first, second ... system of one family.
 VARIANTS: tuple[tuple[Any, Any], ...] = (
     ("-", "full"),
@@ -136,7 +145,7 @@ def _styles(systems: Iterable[str]) -> dict[str, dict[str, Any]]:
     for system in systems:
         family = re.sub(r"[^a-z0-9].*", "", system.lower().removeprefix("nn."))
         family = family if family in FAMILIES else ""
-        color, marker = FAMILIES.get(family, (OTHERS[seen[family] % len(OTHERS)], "<"))
+        color, marker = FAMILIES.get(family, OTHERS[seen[family] % len(OTHERS)])
         variant = seen[family] if family else seen[family] // len(OTHERS)
         dashes, filling = VARIANTS[variant % len(VARIANTS)]
         styles[system] = {"color": color, "marker": marker, "linestyle": dashes, "fillstyle": filling}
@@ -166,7 +175,7 @@ def _draw_panel(axes: Any, panel: Panel, styles: Mapping[str, dict[str, Any]], l
     if panel.reach is not None and panel.series:
         low = min([*panel.levels.values(), *(y for series in panel.series for y in series.y)])
         axes.set_ylim(low - 0.1 * panel.reach, low + panel.reach)
-    axes.set_title(panel.title, fontsize=10)
+    axes.set_title(textwrap.fill(panel.title, 36), fontsize=10)
     axes.set_ylabel(panel.ylabel)
     axes.grid(color=INK, alpha=0.15, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)

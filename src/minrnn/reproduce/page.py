@@ -80,7 +80,7 @@ def find(results: Results, cell: Cell) -> Found:
     except ValueError as error:
         return Found(cell, "refused", {}, str(error))
     if record is None:
-        return Found(cell, "not finished" if results.work(cell).is_dir() else "missing", {})
+        return Found(cell, "not finished" if results.has_begun(cell) else "missing", {})
     return Found(cell, "failed", {}, record["error"]) if "error" in record else Found(cell, "done", record)
 
 

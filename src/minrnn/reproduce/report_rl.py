@@ -59,6 +59,7 @@ def summarize(name: str, experiment: Experiment, found: Sequence[Found], publish
         )
         for column in columns
     ]  # fmt: skip
+    tables += _unmeasured({key: number for key, number in published.items() if key not in places})
     points = [point for each in timed for point in each.record.get("points", ())]
     times = [
         Table(
@@ -78,6 +79,17 @@ def summarize(name: str, experiment: Experiment, found: Sequence[Found], publish
     return Findings(_MEASURED, sentences, tables, times if points else [], [], [])
 
 
+def _unmeasured(published: Mapping[Key, Number]) -> list[Table]:
+    """The paper's numbers of the data sets that this scale does not have."""
+    systems, columns = (dict.fromkeys(each) for each in zip(*published, strict=True)) if published else ((), ())
+    rows = [(column, *(_paper(published.get((system, column))) for system in systems)) for column in columns]
+    return [Table("not measured: the paper's numbers (D4RL's score)", ("data", *systems), rows)] if rows else []
+
+
+def _paper(number: Number | None) -> str:
+    return shown(number.value, number.deviation, 1) if number else ""
+
+
 def _done(found: Sequence[Found]) -> list[Mapping[str, Any]]:
     return [each.record for each in found if each.state == "done"]
 
@@ -93,7 +105,7 @@ def _outcome(record: Mapping[str, Any], mode: str) -> Mapping[str, Any]:
 
 
 def _row(found: Sequence[Found], number: Number | None, behind: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    records, paper = _done(found), shown(number.value, number.deviation, 1) if number else ""
+    records, paper = _done(found), _paper(number)
     if not records:
         return "", placeholder(found), "", "", "", paper, "", "", ""
     return (

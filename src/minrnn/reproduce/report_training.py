@@ -67,13 +67,12 @@ def summarize(name: str, experiment: Experiment, found: Sequence[Found], publish
     head = ("system", "weights", "minrnn", "paper", "difference", *([f"against {base}"] if base else []), "seeds")
     tables = []
     for column in columns:
-        against = _mean(places.get((base, column), []), metric)
+        against, eval_set = _mean(places.get((base, column), []), metric), eval_sets.get(column)
         rows = [
-            _row(system, seeds, published.get((system, its)), metric, bool(base), against)
+            _row(system, seeds, published.get((system, its)), metric, bool(base), against, eval_set)
             for (system, its), seeds in places.items()
             if its == column
         ]
-        eval_set = eval_sets.get(column)
         title = f"{column} (best constant answer: {eval_set.constant:.{metric.digits}f})" if eval_set else column
         tables.append(Table(title, head, rows))
     curves = (_curves(column, metric, places, published, eval_sets.get(column)) for column in columns)
@@ -113,6 +112,11 @@ class EvalSet:
         """The standard error of an accuracy that so many questions have shown."""
         return (accuracy * (METRICS["accuracy"].factor - accuracy) / self.questions) ** 0.5
 
+    def scaled(self, accuracy: float) -> float:
+        """An accuracy so that the best constant answer is 0 and only right answers are 100."""
+        full = METRICS["accuracy"].factor
+        return full * (accuracy - self.constant) / (full - self.constant)
+
 
 def _eval_set(column: str, found: Sequence[Found], metric: Metric) -> EvalSet | None:
     """Of a column in which an accuracy has been measured."""
@@ -131,7 +135,13 @@ def _constant(config: str) -> tuple[float, int]:
 
 
 def _row(
-    system: str, found: Sequence[Found], number: Number | None, metric: Metric, compared: bool, against: float | None
+    system: str,
+    found: Sequence[Found],
+    number: Number | None,
+    metric: Metric,
+    compared: bool,
+    against: float | None,
+    eval_set: EvalSet | None,
 ) -> tuple[str, ...]:
     """Of the seeds of a system: weights, ours, the paper's number, the difference, that to the baseline, the count."""
     paper = _at_step(number.value, number.deviation, number.step, metric.digits) if number else ""
@@ -142,13 +152,17 @@ def _row(
         return system, "", placeholder(found), paper, "", *[""] * compared, ""
     done = [each.record for each in found if each.state == "done"]
     step = round(statistics.mean(each["best"]["step"] for each in done)) if metric.which == "best" else None
-    differences = [number.value if number and not number.scaled else None, *[against] * compared]
+    ours, comparable = _at_step(mean, stdev(values), step, metric.digits), mean
+    if number and number.scaled and eval_set:
+        comparable = eval_set.scaled(mean)
+        ours += f"; {comparable:.{metric.digits}f} scaled".replace("-", "−")
+    pairs = [(comparable, number.value if number else None), *[(mean, against)] * compared]
     return (
         system,
         f"{done[0]['parameters']:,}",
-        _at_step(mean, stdev(values), step, metric.digits),
+        ours,
         paper,
-        *("" if other is None else signed(mean - other, metric.digits) for other in differences),
+        *("" if other is None else signed(each - other, metric.digits) for each, other in pairs),
         seed_count(len(values), found),
     )
 
