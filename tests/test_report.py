@@ -124,8 +124,9 @@ def test_cells_without_a_result_are_shown_as_what_they_are(layers, tmp_path):
 def test_machines_and_commits_that_differ_are_told_apart(layers, tmp_path):
     _, page = built(*layers, tmp_path)
     rest = "torch 2.13.0, Python 3.11.9; CPU X (AVX2), 2 cores, 32-true, 2 threads, Linux 6"
-    assert f"- minrnn 0.1.0 (commit 0123456789ab), {rest}; 5 cells, 2025-01-02\n" in page
-    assert f"- minrnn 0.1.0 (commit ffffffffffff-changed), {rest}; 1 cell, 2025-01-05\n" in page
+    five = f"minlstm-1-layer-1, {', '.join(f'mingru-2-layers-{seed}' for seed in range(3))}, mingru-3-layers-0"
+    assert f"- minrnn 0.1.0 (commit 0123456789ab), {rest}; 5 cells ({five}), 2025-01-02\n" in page
+    assert f"- minrnn 0.1.0 (commit ffffffffffff-changed), {rest}; 1 cell (minlstm-1-layer-0), 2025-01-05\n" in page
     cell = cells(["lm"], "paper")[0]
     found = [
         Found(cell, "done", {"facts": FACTS | {"gpu": {"name": "GPU Y"}, "commit": None}}),

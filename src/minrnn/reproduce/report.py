@@ -18,6 +18,8 @@ from minrnn.reproduce.experiments import EXPERIMENTS, Experiment
 from minrnn.reproduce.page import STATES, Findings, Found, find
 from minrnn.reproduce.published import MISSING, NOTES, PUBLISHED, URL, Key, Number
 
+FEW = 6  # cells of one origin that are named, where others have another
+
 
 @dataclass(frozen=True)
 class Section:
@@ -153,8 +155,8 @@ def duration(seconds: float) -> str:
 
 
 def _origins(done: Sequence[Found]) -> list[str]:
-    """Where cells come from, each origin with the number of its cells, and with that of what they went on from."""
-    origins: dict[str, list[str]] = {}
+    """Where cells come from, each origin with its cells, and with that of what they went on from."""
+    origins: dict[str, list[Found]] = {}
     for found in done:
         record, config = found.record, found.cell.config
         asked = config.get("train", config.get("table", {})).get("precision")
@@ -162,8 +164,8 @@ def _origins(done: Sequence[Found]) -> list[str]:
         earlier = dict.fromkeys(_origin(each, each.get("precision")) for each in record.get("earlier_sessions", ()))
         earlier.pop(last, None)
         text = last + "".join(f"; begun by {each}" for each in earlier)
-        origins.setdefault(text, []).append(record["facts"]["date"])
-    return _dated(origins)
+        origins.setdefault(text, []).append(found)
+    return [f"{text}; {_cells(found, named=len(origins) > 1 and len(found) <= FEW)}" for text, found in origins.items()]
 
 
 def _origin(facts: Mapping[str, Any], precision: str | None) -> str:
@@ -178,10 +180,9 @@ def _commit(facts: Mapping[str, Any]) -> str:
     return re.sub(r"^(.{12})[0-9a-f]*", r"commit \1", facts["commit"]) if facts["commit"] else "an installed copy"
 
 
-def _dated(origins: Mapping[str, Sequence[str]]) -> list[str]:
-    """Each origin with the number of its cells and their first and last day."""
-    return [
-        f"{text}; {len(dates)} cell{'s' * (len(dates) > 1)}, {min(dates)[:10]}"
-        + (f" to {max(dates)[:10]}" if max(dates)[:10] != min(dates)[:10] else "")
-        for text, dates in origins.items()
-    ]
+def _cells(found: Sequence[Found], *, named: bool) -> str:
+    """How many cells these are, which, if they are to be named, and their first and last day."""
+    days = sorted({each.record["facts"]["date"][:10] for each in found})
+    names = ", ".join(each.cell.name.partition("/")[2] for each in found)
+    count = f"{len(found)} cell{'s' * (len(found) > 1)}{f' ({names})' * named}"
+    return f"{count}, {' to '.join(dict.fromkeys((days[0], days[-1])))}"
