@@ -223,7 +223,7 @@ EXPERIMENTS: dict[str, Experiment] = {
                 _SHORTER,
                 _FASTER,
                 "the learning rate was chosen on minGRU; whom it does not suit is to be seen at a third and at three "
-                "times of it, with one seed; at three times of it some systems at 256 positions, too",
+                "times of it, with one seed; at three times of it the paper's systems at 256 positions, too",
                 *_ALL_TRAINED,
                 _OURS,
                 *_EITHER,
