@@ -180,6 +180,9 @@ def test_what_is_distributed_is_refused(two_ranks):
         setattr(functional, name, weight)
     with pytest.raises(ValueError, match="or that has no parameters, got the model itself"):
         replace_rnn(functional)
+    own = fully_shard(type("Own", (nn.GRU,), {})(D, H), mesh=init_device_mesh("cpu", (2,)))
+    with pytest.warns(UserWarning, match="being subclasses: 0"):
+        assert isinstance(replace_rnn(nn.Sequential(own, nn.GRU(H, H)))[1], MinGRU)
     encoder = nn.ModuleDict({"enc": nn.parallel.DistributedDataParallel(nn.Linear(D, H)), "encoder": nn.GRU(D, H)})
     assert isinstance(replace_rnn(encoder)["encoder"], MinGRU)
 

@@ -12,6 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import minrnn
+from minrnn.bench.systems import SYSTEMS
 from minrnn.reproduce import figures, report, report_timing
 from minrnn.reproduce.cells import BEGUN, SCALES, Cell, Results
 from minrnn.reproduce.experiments import EXPERIMENTS, Experiment, cells
@@ -200,8 +201,7 @@ def test_beside_scaled_accuracies_ours_are_scaled_too(tmp_path):
     for system in ("Mamba", "minLSTM"):
         results.write(of(wanted, system, "majority")[0], record(0.5))
     _, page = built(results, wanted, tmp_path)
-    assert "majority (best constant answer: 3.3)" in page
-    scaled = 100 * (50 - 3.3) / (100 - 3.3)
+    scaled = 100 * (50 - 100 / 63) / (100 - 100 / 63)
     assert ["Mamba", "1,234,567", f"50.0; {scaled:.1f} scaled", "69.0 scaled", f"−{69 - scaled:.1f}", "1"] in rows(page)
     assert ["minLSTM", "1,234,567", "50.0", "93.0", "−43.0", "1"] in rows(page)
     assert "scaled accuracies" in page
@@ -411,6 +411,15 @@ def test_the_legend_is_no_wider_than_the_figure(width):
     figures._add_legend(figure, figures._styles(systems))
     (legend,) = figure.legends
     assert legend.get_window_extent().width <= figure.bbox.width and len(legend.get_texts()) == len(systems)
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_no_two_lines_of_an_experiment_look_the_same(name):
+    systems = dict.fromkeys(cell.system for cell in cells([name], "laptop"))
+    if timed := next(iter(cells([name], "laptop"))).config.get("systems"):
+        systems = [*timed, *(f"{one} over {two}" for one in timed for two in SYSTEMS[one].over if two in timed)]
+    looks = [tuple(style.values()) for style in figures._styles(systems).values()]
+    assert len(set(looks)) == len(looks)
 
 
 def test_memory_that_was_not_measured_is_no_multiple():

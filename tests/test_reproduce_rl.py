@@ -171,16 +171,7 @@ def test_numbers_are_those_worked_out_by_hand():
         return report_rl.summarize("rl", EXPERIMENTS["rl"], every, PUBLISHED["rl"])
 
     findings = summary(1050.0)
-    table, not_measured = findings.tables
-    assert (
-        "Hopper medium-expert",
-        "109.6",
-        "110.8",
-        "103.9",
-        "111.1",
-        "110.3 ± 1.6",
-        "109.7 ± 2.7",
-    ) in not_measured.rows
+    table, _ = findings.tables
     assert table.title == "Hopper medium" and {len(row) for row in table.rows} == {len(table.head)}
     assert table.rows == [
         ("DminGRU", "12,345", "1,050 ± 71", "14", "1,080", "30.5 ± 0.7", "79.4 ± 8.2", "100.0 ± 7.1", "900 ± 0", "2"),

@@ -12,7 +12,7 @@ def say(console: "Console", line: str) -> None:
     console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
-def silence(file: "TextIO") -> None:
+def silence(file: TextIO) -> None:
     """Let go of the reader of a file that nobody reads: what is written from now on goes nowhere."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), file.fileno())

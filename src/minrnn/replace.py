@@ -48,8 +48,9 @@ def replace_rnn(model: nn.Module) -> nn.Module:
     taken = [
         path or "the model itself"
         for path, module in places
-        if (isinstance(module, tuple(_SWAPS)) and _shares_gradients(module))  # which makes it one of a subclass
-        or (type(module) in _SWAPS and (f".{path}.".startswith(parallel) or _is_taken(path, module)))
+        if (type(module) in _SWAPS and (f".{path}.".startswith(parallel) or _is_taken(path, module)))
+        # fully_shard makes a subclass of what it is given.
+        or (_shares_gradients(module) and any(base in _SWAPS for base in type(module).__bases__))
     ]
     if taken:
         raise ValueError(

@@ -78,20 +78,13 @@ def test_without_decay_and_bonus_it_is_attention_of_one_query(backend):
     compare((y, ()), (expected[..., 0].mT, ()), [keys, values], y.dtype)
 
 
-def test_a_state_of_zeros_is_no_past(backend):
-    given, _ = arguments(2, 20, 3)
-    zeros = torch.zeros(2, 3, dtype=torch.float64)
-    compare(wkv(*given, WKVState(zeros, zeros, zeros)), wkv(*given), given, torch.float64)
-
-
-@pytest.mark.skipif("native" not in BACKENDS, reason="the scans have a gradient of weights above zero alone")
-def test_a_weight_of_zero_has_a_gradient(monkeypatch):
-    """What a learned initial state that begins at zeros learns by."""
-    monkeypatch.setenv("MINRNN_BACKEND", "native")
-    args, _ = arguments(2, 20, 3)
-    average, weight = (torch.full((2, 3), fill, dtype=torch.float64, requires_grad=True) for fill in (1.0, 0.0))
-    initial = WKVState(average, weight, torch.zeros(2, 3, dtype=torch.float64))
-    compare((wkv(*args, initial)[0], ()), (define(*args, initial, None)[0], ()), [*args, weight], torch.float64)
+@pytest.mark.parametrize(("shift", "unit"), [(0.0, 0.0), (-200.0, 0.0), (0.0, 200.0)])
+def test_a_weight_of_zero_is_no_past(backend, shift, unit):
+    """However far the keys are from its unit."""
+    (keys, *rest), _ = arguments(2, 20, 3, torch.float32)
+    given, zeros = ((keys + shift).detach().requires_grad_(), *rest), torch.zeros(2, 3)
+    state = WKVState(zeros, zeros, torch.full((2, 3), unit))
+    compare(wkv(*given, state), wkv(*given), given, torch.float32)
 
 
 @pytest.mark.parametrize("time", [0, 1, 2, 16, 17, 63])

@@ -23,7 +23,8 @@ class WKVState(NamedTuple):
         average: of the values, by their weights.
         weight: the sum of the weights, divided by exp(max).
         max: the logarithm of the largest weight, -inf before the first step. It says in which unit `weight` is, no
-            more: it is a constant to autograd, and no gradient is lost by that.
+            more: it is a constant to autograd, and no gradient is lost by that. Where `weight` is 0 there is no past,
+            whatever the unit, and none of its gradients: a state that is to be learned begins with weights above 0.
     """
 
     average: Tensor
@@ -83,6 +84,8 @@ def wkv(
     if values.dtype != keys.dtype:
         raise TypeError(f"{caller}: values must have the dtype of keys, {keys.dtype}, got {values.dtype}")
     check_reset(caller, reset, keys)
+    # What weighs nothing does so in any unit, as in a state of zeros; a unit far above the keys would drown them.
+    initial = initial._replace(max=initial.max.masked_fill(initial.weight == 0, -math.inf))
     run: Callable[..., tuple[Tensor, ...]]
     run = _fused if backends.choose(backends.forced(None), keys, caller, gpu=False) == "native" else _plain
     y, average, weight, top = run(*(x.to(dtype) for x in (keys, values, decay, bonus, *initial)), reset)
@@ -109,8 +112,6 @@ def _plain(
 
     if keys.shape[1] == 0:
         return keys * values, average.clone(), weight.clone(), top.clone()
-    # What weighs nothing does so in any unit, as in a state of zeros. (The kernel has its gradient; here it is lost.)
-    top = top.masked_fill(weight == 0, -math.inf)
     tops = _running_max(keys.detach(), decay.detach(), top.detach(), reset).to(keys.dtype)
     past = before(top.detach(), tops, -math.inf)
     # The difference of the maxima first: it is exact where they are close, so that no rounding becomes a decay.

@@ -106,7 +106,7 @@ class Results:
             ValueError: the file, or what is at work on the cell, is of another version, or of the same cell with
                 another config.
         """
-        self.has_begun(cell)
+        self.has_begun(cell)  # for what it raises
         record = read_same(self.path(cell), {"format": FORMAT, "minrnn": minrnn.__version__, **asdict(cell)})
         return record if record and "facts" in record and record.keys() & {"error", "seconds"} else None
 

@@ -73,10 +73,9 @@ _FASTER = (
     "weight decay 0.1 instead of 0.05, beta2 0.99 instead of 0.999: two hundred times fewer steps"
 )
 _OWN_MAMBA = "Mamba is minrnn's, not its authors' kernels for GPUs"
-_SLOWER = "processor cores instead of {}, and fewer rounds of what is slow, but at least 3"
+_ON_CORES = "processor cores instead of {}, and fewer rounds of what is slow, but at least 3"
 _OWN_KERNELS = (
-    "MinGRU and MinLSTM are fused kernels, in C or, on a GPU, in Triton; the paper's are ordinary PyTorch operations "
-    "in log space"
+    "MinGRU and MinLSTM are fused kernels, in C or, on a GPU, in Triton; the paper's are ordinary PyTorch operations"
 )
 _WIDTHS = (
     "one layer of 16 and of 64 channels, float32: the paper's sizes are not known; by the bytes that a T4 can move, "
@@ -89,8 +88,9 @@ _UNEQUAL = (
 _LAYERS = _UNEQUAL.format("MinGRU and MinLSTM are the layers alone, as nn.GRU and nn.LSTM are")
 _TRAINING_STEPS = (
     _OWN_KERNELS,
-    "minGRU-pytorch, another package's minGRU, stands for the paper's: in log space, by ordinary PyTorch operations, "
-    "which keep for backward what they hand on",
+    "minGRU-pytorch, another package's minGRU, stands for the paper's: it, too, is made of ordinary PyTorch "
+    "operations, each of which keeps its result for backward, and in log space, as the paper trains (whether figure 1 "
+    "was timed so is not known)",
     "the library's nn.LSTM and nn.GRU stand beside the step loops; all systems take turns, round by round",
     "no loss: backward begins from a gradient of the output, which is the same for all systems",
     _LAYERS,
@@ -140,8 +140,8 @@ _FORMAL = (
     "without convolution: the setting of a copy of the released code, which may have been edited; it also has half the "
     "batch, a weight decay of 0.05 instead of 0.01, and clips no gradients, which is done here",
     "words of one length in a batch, as in the paper's code: all systems answer the same words, of few lengths, and by "
-    "which lengths they are is not in the errors by which systems are told apart; accuracy of single symbols, chance "
-    "not taken off",
+    "which lengths they are is not in the errors by which systems are told apart; accuracy is of "
+    "single symbols",
     "width 256 is that of a copy of the released code; the paper's is not known",
     _INSIDE,
 )
@@ -169,7 +169,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "seconds",
         {
             "smoke": _SMOKE,
-            "laptop": (_WIDTHS, _SLOWER.format("a T4 GPU"), *_TRAINING_STEPS),
+            "laptop": (_WIDTHS, _ON_CORES.format("a T4 GPU"), *_TRAINING_STEPS),
             "paper": (_WIDTHS, *_TRAINING_STEPS),
         },
         cells_timing.speed,
@@ -183,7 +183,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "smoke": _SMOKE,
             "laptop": (
                 _SIZES.format("3 layers of 128 channels"),
-                _SLOWER.format("GPUs"),
+                _ON_CORES.format("GPUs"),
                 *_CONTEXT,
                 "the Transformer ends at 16,384, in batches above 8 at 4,096: the next context would take it minutes",
                 _MIXERS,

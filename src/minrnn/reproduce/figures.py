@@ -49,6 +49,8 @@ VARIANTS: tuple[tuple[Any, Any], ...] = (
     ((0, (1, 1.5)), "left"),
     ((0, (5, 1.5, 1, 1.5)), "bottom"),
     ((0, (9, 3)), "top"),
+    ((0, (3, 1, 1, 1, 1, 1)), "right"),
+    ((0, (2, 2)), "full"),
 )
 INK = "#010203"  # what becomes currentColor: a colour that nothing else has
 SETTINGS: dict[Any, Any] = {

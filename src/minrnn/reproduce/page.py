@@ -23,7 +23,7 @@ class Found:
 
     Args:
         cell: what was wanted.
-        state: done, failed, refused (a file of another version or config), not finished (it has a checkpoint), missing.
+        state: done, failed, refused (a file of another version or config), not finished (it was begun), missing.
         record: what was measured; empty unless it is done.
         note: why it failed or was refused.
     """

@@ -26,6 +26,7 @@ from minrnn.reproduce.page import (
     stdev,
 )
 from minrnn.reproduce.published import Key, Number
+from minrnn.tasks.formal import LANGUAGES
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,13 @@ def summarize(name: str, experiment: Experiment, found: Sequence[Found], publish
     head = ("system", "weights", "minrnn", "paper", "difference", *([f"against {base}"] if base else []), "seeds")
     tables = []
     for column in columns:
-        against, eval_set = _mean(places.get((base, column), []), metric), eval_sets.get(column)
+        against = _mean(places.get((base, column), []), metric)
         rows = [
-            _row(system, seeds, published.get((system, its)), metric, bool(base), against, eval_set)
+            _row(system, seeds, published.get((system, its)), metric, bool(base), against)
             for (system, its), seeds in places.items()
             if its == column
         ]
+        eval_set = eval_sets.get(column)
         title = f"{column} (best constant answer: {eval_set.constant:.{metric.digits}f})" if eval_set else column
         tables.append(Table(title, head, rows))
     curves = (_curves(column, metric, places, published, eval_sets.get(column)) for column in columns)
@@ -112,11 +114,6 @@ class EvalSet:
         """The standard error of an accuracy that so many questions have shown."""
         return (accuracy * (METRICS["accuracy"].factor - accuracy) / self.questions) ** 0.5
 
-    def scaled(self, accuracy: float) -> float:
-        """An accuracy so that the best constant answer is 0 and only right answers are 100."""
-        full = METRICS["accuracy"].factor
-        return full * (accuracy - self.constant) / (full - self.constant)
-
 
 def _eval_set(column: str, found: Sequence[Found], metric: Metric) -> EvalSet | None:
     """Of a column in which an accuracy has been measured."""
@@ -135,13 +132,7 @@ def _constant(config: str) -> tuple[float, int]:
 
 
 def _row(
-    system: str,
-    found: Sequence[Found],
-    number: Number | None,
-    metric: Metric,
-    compared: bool,
-    against: float | None,
-    eval_set: EvalSet | None,
+    system: str, found: Sequence[Found], number: Number | None, metric: Metric, compared: bool, against: float | None
 ) -> tuple[str, ...]:
     """Of the seeds of a system: weights, ours, the paper's number, the difference, that to the baseline, the count."""
     paper = _at_step(number.value, number.deviation, number.step, metric.digits) if number else ""
@@ -153,8 +144,8 @@ def _row(
     done = [each.record for each in found if each.state == "done"]
     step = round(statistics.mean(each["best"]["step"] for each in done)) if metric.which == "best" else None
     ours, comparable = _at_step(mean, stdev(values), step, metric.digits), mean
-    if number and number.scaled and eval_set:
-        comparable = eval_set.scaled(mean)
+    if number and number.scaled:
+        comparable = _scaled(mean, found[0].cell.config["task"]["language"])
         ours += f"; {comparable:.{metric.digits}f} scaled".replace("-", "−")
     pairs = [(comparable, number.value if number else None), *[(mean, against)] * compared]
     return (
@@ -165,6 +156,13 @@ def _row(
         *("" if other is None else signed(each - other, metric.digits) for each, other in pairs),
         seed_count(len(values), found),
     )
+
+
+def _scaled(accuracy: float, language: str) -> float:
+    """The accuracy of a formal language so that guessing is 0."""
+    full = METRICS["accuracy"].factor
+    chance = full / LANGUAGES[language].answers
+    return full * (accuracy - chance) / (full - chance)
 
 
 def _mean(found: Sequence[Found], metric: Metric) -> float | None:
