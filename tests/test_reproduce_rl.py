@@ -171,7 +171,8 @@ def test_numbers_are_those_worked_out_by_hand():
         return report_rl.summarize("rl", EXPERIMENTS["rl"], every, PUBLISHED["rl"])
 
     findings = summary(1050.0)
-    table, _ = findings.tables
+    table, not_measured = findings.tables
+    assert not_measured.title.startswith("not measured") and not_measured.rows[-1][0] == "Walker2d medium-expert"
     assert table.title == "Hopper medium" and {len(row) for row in table.rows} == {len(table.head)}
     assert table.rows == [
         ("DminGRU", "12,345", "1,050 ± 71", "14", "1,080", "30.5 ± 0.7", "79.4 ± 8.2", "100.0 ± 7.1", "900 ± 0", "2"),

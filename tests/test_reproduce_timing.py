@@ -70,7 +70,7 @@ def test_a_training_step_of_every_system(rounds, monkeypatch):
         assert point["seconds"]["count"] == cell.config["rounds"]
         for other, ratio in point["speedup_over"].items():
             assert ratio == dataclasses.asdict(measure.ratio(times, other, point["system"]))
-    assert at(record, "MinGRU")["speedup_over"].keys() == {"GRU-loop", "nn.GRU", "mamba"}
+    assert at(record, "MinGRU")["speedup_over"].keys() == {"GRU-loop", "nn.GRU", "minGRU-pytorch", "mamba"}
     assert at(record, "MinLSTM")["speedup_over"].keys() == {"LSTM-loop", "nn.LSTM", "mamba"}
 
 

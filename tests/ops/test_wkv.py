@@ -80,11 +80,14 @@ def test_without_decay_and_bonus_it_is_attention_of_one_query(backend):
 
 @pytest.mark.parametrize(("shift", "unit"), [(0.0, 0.0), (-200.0, 0.0), (0.0, 200.0)])
 def test_a_weight_of_zero_is_no_past(backend, shift, unit):
-    """However far the keys are from its unit."""
+    """However far the keys are from its unit, and whatever its average."""
     (keys, *rest), _ = arguments(2, 20, 3, torch.float32)
-    given, zeros = ((keys + shift).detach().requires_grad_(), *rest), torch.zeros(2, 3)
-    state = WKVState(zeros, zeros, torch.full((2, 3), unit))
-    compare(wkv(*given, state), wkv(*given), given, torch.float32)
+    given = ((keys + shift).detach().requires_grad_(), *rest)
+    average, weight = (torch.full((2, 3), fill, requires_grad=True) for fill in (5.0, 0.0))
+    y, state = wkv(*given, WKVState(average, weight, torch.full((2, 3), unit)))
+    lost = torch.autograd.grad(y.sum(), [average, weight], retain_graph=True)
+    assert all((grad.abs() < 1e-30).all() for grad in lost)  # the kernel's exp ends above 0
+    compare((y, state), wkv(*given), given, torch.float32)
 
 
 @pytest.mark.parametrize("time", [0, 1, 2, 16, 17, 63])
