@@ -200,7 +200,9 @@ def test_beside_scaled_accuracies_ours_are_scaled_too(tmp_path):
     results, wanted = Results(tmp_path), cells(["formal"], "laptop")
     for system in ("Mamba", "minLSTM"):
         results.write(of(wanted, system, "majority")[0], record(0.5))
+    results.write(of(wanted, "Mamba", "even_pairs")[0], record(0.4999))
     _, page = built(results, wanted, tmp_path)
+    assert ["Mamba", "1,234,567", "50.0; 0.0 scaled", "100.0 scaled", "−100.0", "1"] in rows(page)
     scaled = 100 * (50 - 100 / 63) / (100 - 100 / 63)
     assert ["Mamba", "1,234,567", f"50.0; {scaled:.1f} scaled", "69.0 scaled", f"−{69 - scaled:.1f}", "1"] in rows(page)
     assert ["minLSTM", "1,234,567", "50.0", "93.0", "−43.0", "1"] in rows(page)

@@ -140,8 +140,7 @@ _FORMAL = (
     "without convolution: the setting of a copy of the released code, which may have been edited; it also has half the "
     "batch, a weight decay of 0.05 instead of 0.01, and clips no gradients, which is done here",
     "words of one length in a batch, as in the paper's code: all systems answer the same words, of few lengths, and by "
-    "which lengths they are is not in the errors by which systems are told apart; accuracy is of "
-    "single symbols",
+    "which lengths they are is not in the errors by which systems are told apart; accuracy is of single symbols",
     "width 256 is that of a copy of the released code; the paper's is not known",
     _INSIDE,
 )

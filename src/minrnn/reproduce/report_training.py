@@ -146,7 +146,7 @@ def _row(
     ours, comparable = _at_step(mean, stdev(values), step, metric.digits), mean
     if number and number.scaled:
         comparable = _scaled(mean, found[0].cell.config["task"]["language"])
-        ours += f"; {comparable:.{metric.digits}f} scaled".replace("-", "−")
+        ours += f"; {round(comparable, metric.digits) or 0:.{metric.digits}f} scaled".replace("-", "−")  # no −0
     pairs = [(comparable, number.value if number else None), *[(mean, against)] * compared]
     return (
         system,
